@@ -1,0 +1,115 @@
+"""Per-session online scaling of values: what the network sees and predicts has no unit.
+
+Everything is computed one row at a time from a small state, so that a session can go on forever and a model
+trained on one scale serves any other. There are no trainable weights.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+LEVEL_RATES = (1 / 12, 1 / 200)
+"""Rates of the moving averages that give a value its place: the recent level and the long one."""
+SPREAD_RATE = 1 / 200
+"""Rate of the moving averages of absolute deviations."""
+OUTLIER = 30.0
+"""A deviation counts as at most this many spreads, so that one glitch does not blind the session for hours."""
+PRIOR_STEP = 0.05
+"""Expected size of a step, relative to the value, until the series moves for the first time."""
+SMALLEST_UNIT = 1e-30
+LARGEST_RATIO = 1e6
+LARGEST_VALUE = 1e30
+"""Values beyond this magnitude do not fit the float32 state and must be refused before they get here."""
+
+_LEVELS = len(LEVEL_RATES)
+_SPREADS = 1 + _LEVELS
+STATE_ROWS = (1, 1, _SPREADS, _SPREADS, _SPREADS)
+"""Rows of the state, each of one float a column: values seen, moves seen, spreads, references (high, low)."""
+FEATURE_ROWS = (_SPREADS, _LEVELS, 1, 1)
+"""Rows of the features: squashed deviations, log spreads, warm-up, missing."""
+
+
+class Scaled(NamedTuple):
+    """What scaling makes of values; a prediction `p` of the network means `anchors + units * p`."""
+
+    features: Tensor
+    """float32 [..., columns * 7]."""
+    anchors: Tensor
+    """float64 [..., columns]: the last value seen; NaN while there is none."""
+    units: Tensor
+    """float64 [..., columns], positive: the typical size of a step."""
+
+
+class OnlineScaling(nn.Module):
+    """Scales each column by what its own session has shown so far.
+
+    The references of a value are the one before it and its moving averages; deviations from them are divided by
+    their own moving average ("spread") and squashed. Only moves (a value unlike the last) update the spreads, so a
+    series that stands still keeps its unit. A missing value (NaN) leaves everything as it was and raises a flag.
+    Averages start as means that favour recent values (rate 2 / (n + 1)) until their own rate takes over.
+    """
+
+    level_rates: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.state_size = sum(STATE_ROWS) * columns
+        self.feature_size = sum(FEATURE_ROWS) * columns
+        rates = torch.tensor(LEVEL_RATES, dtype=torch.float32).unsqueeze(1)
+        self.register_buffer("level_rates", rates, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
+        """Scale float64 [T, B, columns] from state float32 [B, state_size]; fields get a leading T."""
+        steps = []
+        for row in values:
+            scaled, state = self.step(row, state)
+            steps.append(scaled)
+        return Scaled(*(torch.stack(field) for field in zip(*steps, strict=True))), state
+
+    @torch.no_grad()
+    def step(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
+        """Scale one row, float64 [B, columns], from state float32 [B, state_size]; zeros are a new session."""
+        batch, columns = values.shape
+        seen, moves, spreads, high, low = state.view(batch, -1, columns).split(STATE_ROWS, dim=1)
+        references = high.double() + low.double()  # (B, 1 + levels, columns): last value, moving averages
+
+        values = values.unsqueeze(1)
+        missing = values.isnan()
+        values = torch.where(missing, references[:, :1], values)
+        values_high, values_low = _split(values)
+        values = (
+            values_high.double() + values_low.double()
+        )  # as it will be remembered, or it would seem to move
+        references = torch.where(seen == 0, values, references)
+        deviations = values - references
+        moved = (deviations[:, :1] != 0).float()
+        seen = seen + (~missing).float()
+        moves = moves + moved
+
+        sizes = deviations.abs().float()
+        bounded = torch.where(moves == 1, sizes, torch.minimum(sizes, OUTLIER * spreads))
+        warm_up = (2 / (moves + 1)).clamp(SPREAD_RATE, 1)
+        spreads = spreads + moved * warm_up * (bounded - spreads)
+
+        level_rates = torch.maximum(2 / (seen + 1), self.level_rates) * (~missing).float()
+        levels = references[:, 1:] + level_rates.double() * deviations[:, 1:]
+        high, low = _split(levels)
+        state = torch.cat([seen, moves, spreads, values_high, high, values_low, low], dim=1)
+
+        sizes = torch.where(values == 0, 1.0, values.abs()).float()
+        units = torch.where(moves == 0, PRIOR_STEP * sizes, spreads).clamp(min=SMALLEST_UNIT)
+        ratios = (deviations.float() / units).clamp(-LARGEST_RATIO, LARGEST_RATIO)
+        smoothness = (units[:, 1:] / units[:, :1]).clamp(1 / LARGEST_RATIO, LARGEST_RATIO).log()
+        features = torch.cat([ratios.asinh(), smoothness, warm_up, missing.float()], dim=1)
+        anchors = torch.where(seen == 0, torch.nan, values)
+        scaled = Scaled(features.flatten(1), anchors.squeeze(1), units[:, 0].double())
+        return scaled, state.flatten(1)
+
+
+def _split(values: Tensor) -> tuple[Tensor, Tensor]:
+    """A float64 as the sum of two float32: 48 bits, so that a counter near 2e9 is still seen to move by one."""
+    high = values.float()
+    return high, (values - high.double()).float()
