@@ -1,0 +1,54 @@
+"""Matrix products with stored weights, in float32 or in int8."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hiddenstate_models.bundle import CellShapes
+from hiddenstate_models.export.graph import GraphBuilder, Tensor
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor [n, size] whose values lie within [-limit, limit]."""
+
+    tensor: Tensor
+    limit: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what the products multiply."""
+
+    input: float = 1.0
+    """Of the encoder's output."""
+    projected: float = 1.0
+    """Of projected cell outputs."""
+
+    def output(self, cells: CellShapes) -> float:
+        """Of a layer's output: a gate times a tanh, or an average of tanhs, is within 1 unless projected."""
+        return self.projected if cells.projection else 1.0
+
+
+class Products(Protocol):
+    """Multiplies operands by stored weights."""
+
+    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor) -> Tensor:
+        """x @ weight.T + addend [n, outputs]; weight names a stored tensor [outputs, inputs]."""
+        ...
+
+    def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:
+        """The products of each x with one row of the weight, numbered by rows [n] -> [n]; as `linear` gives them."""
+        ...
+
+
+class Float32Products:
+    """Plain float32."""
+
+    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor) -> Tensor:
+        """See Products."""
+        return graph.node("Gemm", x.tensor, graph.weight(weight), addend, transB=1)
+
+    def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:
+        """See Products."""
+        chosen = graph.node("Gather", graph.weight(weight), rows)
+        return graph.node("ReduceSum", graph.node("Mul", chosen, x.tensor), graph.integers(1), keepdims=0)

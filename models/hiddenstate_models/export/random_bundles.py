@@ -1,0 +1,68 @@
+"""Bundles with random weights: the real thing in every way but what they predict. For tests and benchmarks."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from hiddenstate_models.bundle import Bundle, TextSettings, network_shapes
+from hiddenstate_models.export.writing import BundleContents, write_bundle
+from hiddenstate_models.text import END, UNKNOWN, WORD_PATTERN
+
+Task = Literal["next-word", "next-value"]
+
+
+def random_bundle(
+    models_folder: Path,
+    task: Task,
+    *,
+    name: str | None = None,
+    version: int = 1,
+    seed: int = 0,
+    dtype: str = "float32",
+    **network: Any,
+) -> Bundle:
+    """Writes models_folder/NAME/VERSION, a tiny network unless `network` overrides fields of its configuration.
+
+    The name is the task unless given.
+    """
+    fields = _TINY[task] | {"task": task} | network
+    rng = np.random.default_rng(seed)
+    weights = {
+        key: rng.normal(0.0, 0.5, shape).astype(np.float32)
+        for key, shape in network_shapes(fields).tensors().items()
+    }
+    contents = BundleContents(
+        name=name or task, version=version, network=fields, weights=weights, **_settings(fields)
+    )
+    return write_bundle(models_folder, contents, dtype=dtype)
+
+
+_TINY: dict[Task, dict[str, Any]] = {
+    "next-word": {
+        "cell": "lstm",
+        "hidden_sizes": [8, 8],
+        "projection": None,
+        "dropout": 0.0,
+        "vocabulary_size": 50,
+        "embedding_size": 8,
+        "tied": True,
+    },
+}
+
+
+def _settings(network: dict[str, Any]) -> dict[str, Any]:
+    words = [UNKNOWN, END, *_WORDS]
+    words += [f"w{i}" for i in range(len(words), network["vocabulary_size"])]
+    ids = {word: i for i, word in enumerate(words[: network["vocabulary_size"]])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
+    text = TextSettings(lowercase=True, unknown_token=0, end_token=1, word_pattern=WORD_PATTERN)
+    return {"tokenizer": tokenizer.to_str(), "text": text}
+
+
+_WORDS = (
+    "the a of to and in is it you that he was for on are with as i his they be at one have this . , ?".split()
+)
