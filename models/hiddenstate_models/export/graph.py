@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +38,14 @@ class GraphBuilder:
         return name in self._tensors
 
     def nodes(
-        self, operator: str, inputs: Sequence[Tensor], outputs: int, *, domain: str = "", **attributes: object
+        self, operator: str, inputs: Sequence[Tensor], outputs: int, *, domain: str = "", **attributes: Any
     ) -> tuple[Tensor, ...]:
         """Adds a node with several outputs."""
         names = tuple(f"{operator.lower()}_{len(self._nodes)}_{i}" for i in range(outputs))
         self._nodes.append(helper.make_node(operator, inputs, names, domain=domain, **attributes))
         return names
 
-    def node(self, operator: str, *inputs: Tensor, domain: str = "", **attributes: object) -> Tensor:
+    def node(self, operator: str, *inputs: Tensor, domain: str = "", **attributes: Any) -> Tensor:
         """Adds a node with one output."""
         return self.nodes(operator, inputs, 1, domain=domain, **attributes)[0]
 
@@ -77,9 +77,9 @@ class GraphBuilder:
             self._weights[name] = raw if is_float32 else self.node("Cast", raw, to=TensorProto.FLOAT)
         return self._weights[name]
 
-    def split(self, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
-        """Cuts the last axis into pieces of these sizes."""
-        return self.nodes("Split", [x, self.integers(*sizes)], len(sizes), axis=-1)
+    def split(self, x: Tensor, *sizes: int, axis: int = -1) -> tuple[Tensor, ...]:
+        """Cuts an axis into pieces of these sizes."""
+        return self.nodes("Split", [x, self.integers(*sizes)], len(sizes), axis=axis)
 
     def model(self, inputs: Signature, outputs: Signature) -> ModelProto:
         """The finished model."""
