@@ -1,0 +1,58 @@
+"""The `hiddenstate-models` command: train, evaluate, export, inspect."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hiddenstate_models.errors import ModelError
+from hiddenstate_models.options_cli import with_options
+from hiddenstate_models.training.next_word import NextWordOptions
+from hiddenstate_models.training.options import TrainingOptions
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train recurrent models and make them into bundles that hiddenstate-server serves.",
+)
+train_app = typer.Typer(
+    no_args_is_help=True,
+    help="Train a model: a run folder with checkpoints, learning curve and best weights.",
+)
+app.add_typer(train_app, name="train")
+
+Out = Annotated[Path, typer.Option(help="Run folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, told what it was told when it started.")
+]
+
+
+@train_app.command("next-word")
+@with_options(words=NextWordOptions, training=TrainingOptions)
+def train_next_word(
+    *,
+    data: Annotated[list[str], typer.Option(help="Text files or globs to learn from; repeatable.")] = [],  # noqa: B006
+    valid: Annotated[list[str], typer.Option(help="Text to validate on; without it, every twentieth document.")] = [],  # noqa: B006
+    out: Out = Path("runs/next-word"),
+    resume: Resume = False,
+    words: NextWordOptions,
+    training: TrainingOptions,
+) -> None:
+    """Train a next-word model on text.
+
+    Example: hiddenstate-models train next-word --data 'books/*.txt' --out runs/books --output sampled
+    """
+    from hiddenstate_models.training import commands
+
+    commands.train_next_word(data, valid, out, resume, words, training)
+
+
+def main() -> None:
+    """Entry point: errors made on purpose become one sentence and exit code 1."""
+    try:
+        app()
+    except ModelError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(1)

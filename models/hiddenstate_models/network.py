@@ -1,0 +1,108 @@
+"""One recurrent network: encoder, stack of cells, head. What a bundle's weights are the weights of."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiddenstate_models.cells import CELLS
+
+IGNORED = -100
+"""The target that no loss is counted for: padding after a document's end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextWordConfig:
+    """A network that reads token ids and predicts the next one."""
+
+    cell: Literal["lstm", "gru"] = "lstm"
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    projection: int | None = None
+    dropout: float = 0.0
+    vocabulary_size: int
+    embedding_size: int = 256
+    tied: bool = True
+
+    task: Literal["next-word"] = "next-word"
+
+    def __post_init__(self) -> None:
+        output = self.projection or self.hidden_sizes[-1]
+        if self.tied and self.embedding_size != output:
+            raise ValueError(
+                "a tied output layer needs an embedding as large as the stack's output: "
+                f"{self.embedding_size} is not {output}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self) | {"hidden_sizes": list(self.hidden_sizes)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "hidden_sizes": tuple(fields["hidden_sizes"])})
+
+
+class Vocabulary(nn.Module):
+    """The output layer over all words; tied, it shares the embedding's weights (Press & Wolf, 2017)."""
+
+    def __init__(self, config: NextWordConfig, embedding: nn.Embedding, input_size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(config.vocabulary_size))
+        self.weight: nn.Parameter
+        self._shared = [embedding] if config.tied else []
+        if not config.tied:
+            self.weight = nn.Parameter(torch.empty(config.vocabulary_size, input_size).uniform_(-0.1, 0.1))
+
+    @property
+    def matrix(self) -> Tensor:
+        """[vocabulary, output]."""
+        return self._shared[0].weight if self._shared else self.weight
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """outputs [..., output] -> logits [..., vocabulary]."""
+        return F.linear(outputs, self.matrix, self.bias)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Summed negative log-likelihood in nats of targets [T, B] given outputs [T, B, output], but of IGNORED ones."""
+        logits = self(outputs).flatten(0, 1).float()
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+class NextWordNetwork(nn.Module):
+    """Embedding -> LSTM or GRU stack -> vocabulary, dropout on the embedding and on the stack's output.
+
+    `forward` and `step` agree; both give the stack's outputs, which the head turns into logits.
+    """
+
+    def __init__(self, config: NextWordConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = nn.Embedding(config.vocabulary_size, config.embedding_size)
+        nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
+        self.cells = CELLS[config.cell](
+            config.embedding_size, config.hidden_sizes, projection=config.projection, dropout=config.dropout
+        )
+        self.head = Vocabulary(config, self.encoder, self.cells.output_size)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in a session's recurrent state."""
+        return self.cells.state_size
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros [batch, state_size]."""
+        return self.cells.initial_state(batch)
+
+    def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [T, B], state [B, state_size] -> outputs [T, B, output], state after the last step."""
+        embedded = F.dropout(self.encoder(tokens), self.config.dropout, self.training)
+        outputs, state = self.cells(embedded, state)
+        return F.dropout(outputs, self.config.dropout, self.training), state
+
+    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B], state [B, state_size] -> output [B, output], state."""
+        return self.cells.step(self.encoder(tokens), state)

@@ -1,0 +1,164 @@
+"""Text as observations: what a word is, the vocabulary, and documents as token ids.
+
+A word is a match of one regular expression that Python and the tokenizers library read alike, so that the SDK,
+the server and the training data all split text the same way.
+"""
+
+import glob
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from hiddenstate_models.errors import DataError
+
+UNKNOWN = "<unk>"
+END = "<eos>"
+
+# A contraction's tail is a word of its own ("don't" is "don" + "'t"), and so is every punctuation mark.
+WORD_PATTERN = r"<unk>|'\w+|\w+|[^\w\s]"
+
+_JOINERS = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", "’": "'"}
+_ARTICLE = re.compile(r"^ = [^=].*[^=] = $")
+_TURN = re.compile(r"^\S{1,16}\t")
+_BOUNDARIES: dict[str, Callable[[str], object]] = {
+    "article": _ARTICLE.match,
+    "blank-line": lambda line: not line.strip(),
+    "line": lambda _: True,
+    "file": lambda _: False,
+}
+_ENCODE_LINES = 20_000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents as one array of token ids; document i is tokens[starts[i] : starts[i + 1]].
+
+    Every document begins with the end-of-document token, so that its first word too is predicted from something.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+
+    def documents(self) -> list[npt.NDArray[np.int32]]:
+        """Views of the documents, in order."""
+        ends = np.append(self.starts[1:], len(self.tokens))
+        return [self.tokens[start:end] for start, end in zip(self.starts, ends, strict=True)]
+
+
+def train_tokenizer(documents: Iterable[list[str]], vocabulary_size: int, *, lowercase: bool) -> Tokenizer:
+    """A word-level vocabulary of the most frequent words, with `<unk>` as 0 and `<eos>` as 1."""
+    counter = _tokenizer({}, lowercase=lowercase)
+    trainer = trainers.WordLevelTrainer(vocab_size=vocabulary_size, show_progress=False)
+    counter.train_from_iterator(itertools.chain.from_iterable(documents), trainer)
+    special = [UNKNOWN, END]
+    words = [*special, *(word for word in vocabulary(counter) if word not in special)][:vocabulary_size]
+    return _tokenizer({word: i for i, word in enumerate(words)}, lowercase=lowercase)
+
+
+def _tokenizer(words: dict[str, int], *, lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(old, new) for old, new in _JOINERS.items()]
+    if lowercase:
+        steps.append(normalizers.Lowercase())
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
+    return tokenizer
+
+
+def vocabulary(tokenizer: Tokenizer) -> list[str]:
+    """The words by id."""
+    words = tokenizer.get_vocab()
+    return sorted(words, key=words.__getitem__)
+
+
+def read_documents(paths: Iterable[Path], ends: str = "auto") -> Iterator[list[str]]:
+    """The files' documents, each a list of non-empty lines.
+
+    A document ends with its file ("file"), at a "blank-line" or with every "line". "auto": articles of WikiText files
+    begin at their titles, dialogues (`speaker<TAB>words` on every line) end at blank lines, and any other file is
+    one document. A dialogue's speakers are left out.
+
+    Raises:
+        DataError: a file cannot be read as UTF-8 text, or holds no words.
+    """
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
+        filled = [line for line in itertools.islice(lines, 1000) if line.strip()]
+        if not filled:
+            raise DataError(f"{path} does not begin with text")
+        dialogue = all(map(_TURN.match, filled))
+        if dialogue:
+            lines = [line.split("\t", 1)[-1] for line in lines]
+        rule = ends
+        if ends == "auto":
+            rule = "blank-line" if dialogue else "article" if any(map(_ARTICLE.match, filled)) else "file"
+        yield from _split(lines, _BOUNDARIES[rule])
+
+
+def encode(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Corpus:
+    """Documents as token ids, `<eos>` before the first line and after every line of each."""
+    end = tokenizer.token_to_id(END)
+    pieces: list[npt.NDArray[np.int32]] = []
+    starts: list[int] = []
+    length = 0
+    for batch in _batches(documents):
+        encoded = iter(tokenizer.encode_batch_fast([line for lines in batch for line in lines]))
+        for lines in batch:
+            ids = [end]
+            for encoding in itertools.islice(encoded, len(lines)):
+                ids += encoding.ids
+                ids.append(end)
+            starts.append(length)
+            length += len(ids)
+            pieces.append(np.array(ids, np.int32))
+    return Corpus(np.concatenate(pieces), np.array(starts, np.int64))
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """Files for paths and glob patterns, in order, each once.
+
+    Raises:
+        DataError: a pattern matches nothing.
+    """
+    paths: dict[Path, None] = {}
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
+        files = [Path(name) for name in found if Path(name).is_file()]
+        if not files:
+            raise DataError(f"no file matches {pattern!r}")
+        paths.update(dict.fromkeys(files))
+    return list(paths)
+
+
+def _split(lines: Iterable[str], boundary: Callable[[str], object]) -> Iterator[list[str]]:
+    document: list[str] = []
+    for line in lines:
+        if document and boundary(line):
+            yield document
+            document = []
+        if line.strip():
+            document.append(line)
+    if document:
+        yield document
+
+
+def _batches(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    batch: list[list[str]] = []
+    lines = 0
+    for document in documents:
+        batch.append(document)
+        lines += len(document)
+        if lines >= _ENCODE_LINES:
+            yield batch
+            batch, lines = [], 0
+    if batch:
+        yield batch

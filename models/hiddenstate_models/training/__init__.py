@@ -1,0 +1,1 @@
+"""Training by truncated back-propagation through time."""

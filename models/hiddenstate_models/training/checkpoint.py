@@ -1,0 +1,84 @@
+"""A run's progress on disk: tensors as safetensors, the rest as JSON, replaced atomically."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hiddenstate_models.errors import DataError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had never stopped."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    """The optimizer's `state_dict()`."""
+    state: Tensor
+    """[lanes, state_size]: what the lanes carry into the next window."""
+    progress: dict[str, Any]
+    """JSON types: where the run is and what it has seen."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replaces the checkpoint in `folder`; an interruption leaves the old one or the new one, never a mixture."""
+    tensors = {f"weights.{name}": tensor for name, tensor in checkpoint.weights.items()}
+    tensors["state"] = checkpoint.state
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, entries in checkpoint.optimizer["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    record = {
+        "progress": checkpoint.progress,
+        "optimizer": {"groups": checkpoint.optimizer["param_groups"], "scalars": scalars},
+    }
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        fresh / "tensors.safetensors",
+    )
+    (fresh / "progress.json").write_text(json.dumps(record, indent=1))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    fresh.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote.
+
+    Raises:
+        DataError: there is no whole checkpoint in `folder`.
+    """
+    source = folder if folder.exists() else folder.with_name(folder.name + ".old")
+    try:
+        record = json.loads((source / "progress.json").read_text())
+        tensors = load_file(source / "tensors.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"no checkpoint to resume from in {folder}: {error}") from error
+    entries: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["optimizer"]["scalars"].items()}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, entry = rest.partition(".")
+            entries.setdefault(int(index), {})[entry] = tensor
+    return Checkpoint(
+        weights={
+            name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")
+        },
+        optimizer={"state": entries, "param_groups": record["optimizer"]["groups"]},
+        state=tensors["state"],
+        progress=record["progress"],
+    )

@@ -1,0 +1,102 @@
+"""What the train commands do: read the data, build the network, train, and say what to do next."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from hiddenstate_models import text
+from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.network import NextWordNetwork
+from hiddenstate_models.training import run
+from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
+from hiddenstate_models.training.options import TrainingOptions
+from hiddenstate_models.training.report import summary_table
+
+_HELD_OUT = 20
+"""Without validation files every so-many-th document is held out."""
+
+
+def train_next_word(
+    data: list[str],
+    valid: list[str],
+    folder: Path,
+    resume: bool,
+    words: NextWordOptions,
+    options: TrainingOptions,
+    *,
+    max_updates: int | None = None,
+) -> bool:
+    """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from."""
+    if resume:
+        record = run.RunRecord.load(folder)
+        data, valid = record.data["training"], record.data["validation"]
+        words, options = NextWordOptions(**record.data["options"]), TrainingOptions(**record.training)
+    elif (folder / "run.json").exists():
+        raise ConfigurationError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
+    if not data:
+        raise ConfigurationError("nothing to learn from: name text files with --data")
+    fabric = run.make_fabric(options)
+    console = Console()
+    training, validation = _documents(data, valid, words.documents)
+    tokenizer_path = folder / "tokenizer.json"
+    if resume:
+        tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    else:
+        tokenizer = text.train_tokenizer(training, words.vocabulary, lowercase=words.lowercase)
+    vocabulary_size = tokenizer.get_vocab_size()
+    config = words.network(vocabulary_size)
+    if fabric.global_rank == 0 and not resume:
+        read = {"training": data, "validation": valid, "options": asdict(words)}
+        run.RunRecord("next-word", config.to_dict(), asdict(options), read, run.command_line()).save(folder)
+        tokenizer.save(str(tokenizer_path))
+    corpus, held_out = text.encode(tokenizer, training), text.encode(tokenizer, validation)
+    torch.manual_seed(options.seed)
+    network = NextWordNetwork(config)
+    task = NextWordTask(corpus, held_out, vocabulary_size, options, words)
+    if fabric.global_rank == 0:
+        unknown = float((corpus.tokens == tokenizer.token_to_id(text.UNKNOWN)).mean())
+        facts = {
+            "documents": len(corpus.starts),
+            "tokens an epoch": task.lanes.steps_per_epoch,
+            "validation tokens": len(held_out.tokens),
+            "vocabulary": f"{vocabulary_size:,} words, {unknown:.2%} of the text unknown",
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "device": f"{fabric.device}, {options.precision}",
+        }
+        console.print(summary_table(facts))
+    finished = run.train(
+        folder,
+        network,
+        task,
+        options,
+        fabric=fabric,
+        console=console,
+        resume=resume,
+        unit="tokens",
+        max_updates=max_updates,
+    )
+    if fabric.global_rank == 0:
+        _farewell(console, folder, finished)
+    return finished
+
+
+def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:
+    documents = list(text.read_documents(text.expand(data), ends))
+    if valid:
+        return documents, list(text.read_documents(text.expand(valid), ends))
+    if len(documents) < _HELD_OUT:
+        raise DataError(
+            f"{len(documents)} documents are too few to hold some out: name validation text with --valid, "
+            "or say where documents end with --documents"
+        )
+    return [d for i, d in enumerate(documents) if (i + 1) % _HELD_OUT], documents[_HELD_OUT - 1 :: _HELD_OUT]
+
+
+def _farewell(console: Console, folder: Path, finished: bool) -> None:
+    if finished:
+        console.print(f"Done. Learning curve: {folder}/learning-curve.png. Next: hiddenstate-models export {folder}")
+    else:
+        console.print(f"Stopped and saved. Go on with: --out {folder} --resume")

@@ -1,0 +1,313 @@
+"""The training loop: truncated back-propagation through time over contiguous lanes.
+
+Every k1 steps the network is updated by the loss of those steps, its gradient flowing back through the last k2. The
+state is carried from window to window, detached, and reset where a lane begins a document. All randomness is a
+function of (seed, update, rank), and the order of the data one of (seed, epoch), so that a resumed run repeats to
+the bit what an uninterrupted one does.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from hiddenstate_models.errors import TrainingError
+from hiddenstate_models.lanes import Chunk, Lanes
+from hiddenstate_models.training.checkpoint import Checkpoint
+from hiddenstate_models.training.options import TrainingOptions
+
+PLATEAU_DECAY = 0.25
+
+
+class Network(Protocol):
+    """What the loop needs of a network."""
+
+    def initial_state(self, batch: int) -> Tensor:
+        """State [batch, state_size] before a document's first step: zeros."""
+        ...
+
+    def __call__(self, sequence: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """sequence [T, B, ...], state -> outputs [T, B, ...], state."""
+        ...
+
+
+class Task(Protocol):
+    """What is being learnt: data, loss and validation."""
+
+    lanes: Lanes
+
+    def loss(self, network: nn.Module, outputs: Tensor, targets: Tensor, epoch: int) -> Tensor:
+        """Summed loss of targets [T, B, ...] given the network's outputs [T, B, ...]."""
+        ...
+
+    def count(self, chunk: Chunk) -> int:
+        """Targets of a chunk that the loss is about."""
+        ...
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Scores on held-out data; "loss" is the one that decides which epoch was best."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where a run is; saved with every checkpoint."""
+
+    epoch: int = 0
+    position: int = 0
+    """Chunks of this epoch already learnt from."""
+    update: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = -1
+    decay: float = 1.0
+    """Factor on the learning rate by the plateau schedule."""
+    epoch_loss: float = 0.0
+    epoch_count: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    """An entry per finished epoch: training loss and validation scores."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step, for those who watch."""
+
+    number: int
+    epoch: int
+    loss: float
+    """Mean over the targets, in nats."""
+    targets: int
+    gradient_norm: float
+    """Global norm before clipping."""
+    clipped_norm: float
+    """Global norm after clipping."""
+    learning_rate: float
+
+
+class Watcher(Protocol):
+    """Hears what happens during training; see `report`."""
+
+    def updated(self, update: Update, progress: Progress, /) -> None: ...
+
+    def validated(self, progress: Progress) -> None: ...
+
+
+class WindowLoss(nn.Module):
+    """A window's forward pass as one module, so that data parallelism and mixed precision wrap all of it."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network = network
+        self._task = task
+
+    def forward(
+        self, window: Sequence[tuple[Tensor, Tensor]], targets: Tensor, state: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Chunks' (inputs, starts) in order, targets of the last one, state before the first.
+
+        Returns the last chunk's summed loss and the state after the first chunk.
+        """
+        after_first: Tensor | None = None
+        for inputs, starts in window:
+            state = state.masked_fill(starts.unsqueeze(1), 0)
+            outputs, state = self.network(inputs, state)
+            after_first = state if after_first is None else after_first
+        assert after_first is not None
+        return self._task.loss(self.network, outputs, targets, epoch), after_first.detach()
+
+
+class Trainer:
+    """Fits a network to a task; one process of possibly several (lightning-fabric's DDP), lanes shared out by rank."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        options: TrainingOptions,
+        *,
+        fabric: Fabric,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
+        if options.lanes % fabric.world_size:
+            raise TrainingError(f"{options.lanes} lanes cannot be shared by {fabric.world_size} processes equally")
+        self.progress = Progress()
+        self._task = task
+        self._options = options
+        self._fabric = fabric
+        self._watchers = watchers
+        self._network = network
+        optimizer = make_optimizer(network, options)
+        self._learner, self._optimizer = fabric.setup(WindowLoss(network, task), optimizer)
+        self._local_lanes = options.lanes // fabric.world_size
+        self._state = self._fresh_state()
+        self._updates = options.epochs * task.lanes.chunks_per_epoch(0)
+        self.total_updates = self._updates
+
+    def fit(
+        self,
+        *,
+        on_checkpoint: Callable[[Checkpoint], None],
+        on_best: Callable[[nn.Module], None],
+        should_stop: Callable[[], bool] = lambda: False,
+        max_updates: int | None = None,
+    ) -> bool:
+        """Trains until the epochs are done or validation stops improving; True when finished, False when stopped.
+
+        `on_checkpoint` is called every `checkpoint_minutes`, after every epoch and before returning early.
+
+        Raises:
+            TrainingError: the loss is no number any more; the last checkpoint is from before.
+        """
+        saved = time.monotonic()
+        while not self._finished():
+            for window in self._windows():
+                if should_stop() or self.progress.update == max_updates:
+                    on_checkpoint(self.checkpoint())
+                    return False
+                self._update(window)
+                if time.monotonic() - saved > self._options.checkpoint_minutes * 60:
+                    on_checkpoint(self.checkpoint())
+                    saved = time.monotonic()
+            if self._end_epoch():
+                on_best(self._network)
+            on_checkpoint(self.checkpoint())
+        return True
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it stands."""
+        states = cast(Tensor, self._fabric.all_gather(self._state))
+        return Checkpoint(
+            weights=self._network.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            state=states.reshape(self._options.lanes, -1),
+            progress=asdict(self.progress),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint of a run with the same options and data."""
+        self._network.load_state_dict(checkpoint.weights)
+        self._optimizer.load_state_dict(checkpoint.optimizer)
+        own = slice(self._fabric.global_rank * self._local_lanes, (self._fabric.global_rank + 1) * self._local_lanes)
+        self._state = checkpoint.state[own].to(self._fabric.device)
+        self.progress = Progress(**checkpoint.progress)
+
+    def _fresh_state(self) -> Tensor:
+        state = cast(Network, self._network).initial_state(self._local_lanes)
+        return torch.zeros_like(state, device=self._fabric.device)
+
+    def _finished(self) -> bool:
+        progress = self.progress
+        waited = progress.epoch - 1 - progress.best_epoch
+        return progress.epoch >= self._options.epochs or (progress.epoch > 0 and waited >= self._options.patience)
+
+    def _windows(self) -> Iterator[list[Chunk]]:
+        """This epoch's windows from where the run is: the last k2 / k1 chunks, fewer at an epoch's beginning."""
+        length = self._options.k2 // self._options.k1
+        kept = min(self.progress.position, length - 1)
+        window: deque[Chunk] = deque(maxlen=length)
+        for i, chunk in enumerate(self._task.lanes.epoch(self.progress.epoch, self.progress.position - kept)):
+            window.append(chunk)
+            if i >= kept:
+                yield list(window)
+
+    def _update(self, window: list[Chunk]) -> None:
+        options, progress = self._options, self.progress
+        started = time.monotonic()
+        torch.manual_seed(hash((options.seed, progress.update, self._fabric.global_rank)) % 2**63)
+        rate = self._learning_rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        count = self._task.count(window[-1])
+        parts = [(self._local(chunk.inputs), self._local(chunk.starts, axis=0)) for chunk in window]
+        total, after_first = self._learner(parts, self._local(window[-1].targets), self._state, progress.epoch)
+        # Data parallelism averages gradients over processes; the loss is a mean over all lanes' targets.
+        loss = total * (self._fabric.world_size / max(count, 1))
+        self._optimizer.zero_grad(set_to_none=True)
+        self._fabric.backward(loss)
+        norm, clipped = clip_gradients(self._network, options)
+        mean = float(cast(Tensor, self._fabric.all_reduce(loss.detach(), reduce_op="mean")))
+        if not math.isfinite(mean) or not math.isfinite(norm):
+            raise TrainingError(
+                f"the loss or its gradient is no finite number at update {progress.update} (epoch {progress.epoch}): "
+                f"loss {mean:.4g}, gradient norm {norm:.4g}. The last checkpoint is from before; resume from it with a "
+                "lower --learning-rate or a lower --clip-norm."
+            )
+        self._optimizer.step()
+        if len(window) == options.k2 // options.k1:
+            self._state = after_first
+        progress.position += 1
+        progress.update += 1
+        progress.epoch_loss += mean * count
+        progress.epoch_count += count
+        progress.seconds += time.monotonic() - started
+        update = Update(progress.update, progress.epoch, mean, count, norm, clipped, rate)
+        for watcher in self._watchers:
+            watcher.updated(update, progress)
+
+    def _end_epoch(self) -> bool:
+        """Validates, writes history, moves to the next epoch; True when this one was the best."""
+        progress = self.progress
+        self._network.eval()
+        with torch.no_grad(), self._fabric.autocast():
+            scores = self._task.validate(self._network)
+        self._network.train()
+        improved = scores["loss"] < progress.best_loss
+        if improved:
+            progress.best_loss, progress.best_epoch = scores["loss"], progress.epoch
+        elif self._options.schedule == "plateau":
+            progress.decay *= PLATEAU_DECAY
+        training_loss = progress.epoch_loss / max(progress.epoch_count, 1)
+        progress.history.append({"epoch": progress.epoch, "training_loss": training_loss, **scores})
+        progress.epoch += 1
+        progress.position, progress.epoch_loss, progress.epoch_count = 0, 0.0, 0
+        self._state = self._fresh_state()
+        for watcher in self._watchers:
+            watcher.validated(progress)
+        return improved
+
+    def _local(self, array: Any, axis: int = 1) -> Tensor:
+        """This process's lanes of an array."""
+        start = self._fabric.global_rank * self._local_lanes
+        tensor = torch.from_numpy(array).narrow(axis, start, self._local_lanes)
+        return tensor.to(self._fabric.device, non_blocking=True)
+
+    def _learning_rate(self) -> float:
+        options, progress = self._options, self.progress
+        rate = options.learning_rate * min(1.0, (progress.update + 1) / max(options.warmup, 1))
+        if options.schedule == "cosine":
+            done = min(progress.update / max(self.total_updates, 1), 1.0)
+            return rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        return rate * progress.decay
+
+
+def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    """The optimizer that the options name, over all of the network's parameters."""
+    kinds: dict[str, type[torch.optim.Optimizer]] = {
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    arguments: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if options.optimizer in ("adam", "adamw"):
+        arguments["fused"] = True
+    return kinds[options.optimizer](network.parameters(), **arguments)
+
+
+def clip_gradients(network: nn.Module, options: TrainingOptions) -> tuple[float, float]:
+    """Clips in place, by value and then by global norm; the global norm before and after."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    norm = after_value = torch.nn.utils.get_total_norm(gradients)
+    if options.clip_value:
+        torch.nn.utils.clip_grad_value_(network.parameters(), options.clip_value)
+        after_value = torch.nn.utils.get_total_norm(gradients)
+    if not options.clip_norm:
+        return float(norm), float(after_value)
+    torch.nn.utils.clip_grads_with_norm_(network.parameters(), options.clip_norm, after_value)
+    return float(norm), min(float(after_value), options.clip_norm)

@@ -1,0 +1,116 @@
+"""Learning to predict the next word."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hiddenstate_models.errors import ConfigurationError
+from hiddenstate_models.lanes import Chunk, Lanes
+from hiddenstate_models.network import IGNORED, NextWordConfig, NextWordNetwork
+from hiddenstate_models.text import Corpus
+from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
+from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+
+_EVALUATION_STEPS = 70
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextWordOptions:
+    """Settings of a next-word run: the vocabulary, the network and how its output layer is trained."""
+
+    vocabulary: int = option(10_000, "Words in the vocabulary, the most frequent ones.")
+    lowercase: bool = option(True, "Lower-case all words.")
+    documents: Literal["auto", "file", "blank-line", "line"] = option(
+        "auto",
+        "Where documents end. auto: articles of WikiText files, blank lines in dialogues (speaker<TAB>words), "
+        "else files.",
+    )
+    cell: Literal["lstm", "gru"] = option("lstm", "Recurrent cell.")
+    hidden: str = option("256,256", "Units of each layer, comma-separated.")
+    projection: int = option(0, "Project each LSTM layer's output to this size; 0: do not.")
+    embedding: int = option(256, "Size of the word embedding.")
+    tied: bool = option(True, "Share the embedding's weights with the output layer.")
+    dropout: float = option(0.2, "Dropout on the embedding, between layers and on the output.")
+    output: Literal["full", "sampled"] = option("full", "Softmax in training; sampled is several times faster.")
+    samples: int = option(2048, "Words sampled an update by the sampled softmax.")
+    full_epochs: int = option(
+        1, "Last epochs of a sampled run that use the full softmax, to remove the sampling's last bias."
+    )
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.full_epochs < 0:
+            raise ConfigurationError("samples must be at least 1 and full_epochs at least 0")
+        if self.vocabulary < 3:
+            raise ConfigurationError(f"a vocabulary needs at least 3 words, not {self.vocabulary}")
+
+    def network(self, vocabulary_size: int) -> NextWordConfig:
+        """The network's configuration for a vocabulary of that size (a small corpus may fill less than asked for)."""
+        return NextWordConfig(
+            cell=self.cell,
+            hidden_sizes=layer_sizes(self.hidden),
+            projection=self.projection or None,
+            dropout=self.dropout,
+            vocabulary_size=vocabulary_size,
+            embedding_size=self.embedding,
+            tied=self.tied,
+        )
+
+
+class NextWordTask:
+    """Every token of a document from the ones before it; scored by perplexity over the full vocabulary."""
+
+    def __init__(
+        self,
+        training: Corpus,
+        validation: Corpus,
+        vocabulary_size: int,
+        options: TrainingOptions,
+        words: NextWordOptions,
+    ) -> None:
+        self.lanes = word_lanes(training, lanes=options.lanes, steps=options.k1, seed=options.seed)
+        self._validation = validation
+        self._sampled_epochs = options.epochs - words.full_epochs if words.output == "sampled" else 0
+        counts = np.bincount(training.tokens, minlength=vocabulary_size)
+        self._sampled = SampledSoftmax(counts, words.samples)
+        self._full = FullSoftmax()
+
+    def loss(self, network: nn.Module, outputs: Tensor, targets: Tensor, epoch: int) -> Tensor:
+        """Summed cross-entropy in nats of targets [T, B] given outputs [T, B, output]."""
+        head = cast(NextWordNetwork, network).head
+        if epoch < self._sampled_epochs:
+            return cast(Tensor, self._sampled.to(outputs.device)(head, outputs, targets))
+        return cast(Tensor, self._full(head, outputs, targets))
+
+    def count(self, chunk: Chunk) -> int:
+        """Tokens to predict."""
+        return int((chunk.targets != IGNORED).sum())
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Mean loss in nats and perplexity on the validation documents."""
+        loss = mean_loss(cast(NextWordNetwork, network), self._validation)
+        return {"loss": loss, "perplexity": math.exp(loss)}
+
+
+def word_lanes(corpus: Corpus, *, lanes: int, steps: int, seed: int | None = None) -> Lanes:
+    """Documents as lanes: each token is the input at its place and the target one place before."""
+    documents = [(tokens[:-1], tokens[1:].astype(np.int64)) for tokens in corpus.documents()]
+    return Lanes(documents, lanes=lanes, steps=steps, padding=IGNORED, seed=seed)
+
+
+@torch.no_grad()
+def mean_loss(network: NextWordNetwork, corpus: Corpus, *, lanes: int = 64) -> float:
+    """Mean negative log-likelihood in nats a token over whole documents, full vocabulary, state carried."""
+    data = word_lanes(corpus, lanes=lanes, steps=_EVALUATION_STEPS)
+    device = next(network.parameters()).device
+    state = network.initial_state(lanes)
+    total, count = 0.0, 0
+    for chunk in data.epoch(0):
+        state = state.masked_fill(torch.from_numpy(chunk.starts).to(device).unsqueeze(1), 0)
+        outputs, state = network(torch.from_numpy(chunk.inputs).to(device), state)
+        total += float(network.head.loss(outputs, torch.from_numpy(chunk.targets).to(device)))
+        count += int((chunk.targets != IGNORED).sum())
+    return total / count

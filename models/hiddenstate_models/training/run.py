@@ -1,0 +1,149 @@
+"""A training run as a folder: what it was told, its checkpoints, its best weights, its reports.
+
+run.json               task, network, options, data, the command line
+checkpoint/            to resume from
+best.safetensors       weights with the best validation loss
+tokenizer.json         next-word only
+learning-curve.png, events.out.tfevents.*
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lightning_fabric import Fabric
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hiddenstate_models.errors import DataError
+from hiddenstate_models.training.checkpoint import load_checkpoint, save_checkpoint
+from hiddenstate_models.training.loop import Task, Trainer
+from hiddenstate_models.training.options import TrainingOptions
+from hiddenstate_models.training.report import ConsoleWatcher, CurveWatcher, TensorBoardWatcher
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run was told; JSON types, written before the first update."""
+
+    task: str
+    network: dict[str, Any]
+    training: dict[str, Any]
+    data: dict[str, Any]
+    """Files, and how they were read."""
+    command: str
+
+    def save(self, folder: Path) -> None:
+        """Writes run.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads run.json.
+
+        Raises:
+            DataError: the folder holds no run.
+        """
+        try:
+            return cls(**json.loads((folder / "run.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{folder} holds no training run: {error}") from error
+
+
+def command_line() -> str:
+    """This process's command as someone would type it, for the record."""
+    return " ".join([Path(sys.argv[0]).name, *(f"'{a}'" if set(a) & set(" *?'\"$") else a for a in sys.argv[1:])])
+
+
+def make_fabric(options: TrainingOptions) -> Fabric:
+    """One process, or under torchrun as many as it started, each on its own device."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
+    fabric = Fabric(
+        accelerator=options.accelerator,
+        devices=processes,
+        num_nodes=max(nodes, 1),
+        strategy="ddp" if processes * nodes > 1 else "auto",
+        precision=options.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def train(
+    folder: Path,
+    network: nn.Module,
+    task: Task,
+    options: TrainingOptions,
+    *,
+    fabric: Fabric,
+    console: Console,
+    resume: bool,
+    unit: str,
+    max_updates: int | None = None,
+) -> bool:
+    """Trains in `folder` until done, or until a signal asks to stop: then it saves and returns False."""
+    leads = fabric.global_rank == 0
+    quiet = Console(quiet=True)
+    screen = ConsoleWatcher(
+        console if leads else quiet,
+        total_updates=options.epochs * task.lanes.chunks_per_epoch(0),
+        epochs=options.epochs,
+        unit=unit,
+        shows_perplexity=unit == "tokens",
+    )
+    files = (TensorBoardWatcher(folder), CurveWatcher(folder / "learning-curve.png")) if leads else ()
+    trainer = Trainer(network, task, options, fabric=fabric, watchers=(screen, *files))
+    if resume:
+        trainer.restore(load_checkpoint(folder / "checkpoint"))
+    with screen, _stop_signals() as stopped:
+        return trainer.fit(
+            on_checkpoint=lambda checkpoint: save_checkpoint(folder / "checkpoint", checkpoint) if leads else None,
+            on_best=lambda best: save_weights(folder, best) if leads else None,
+            should_stop=lambda: bool(stopped),
+            max_updates=max_updates,
+        )
+
+
+def save_weights(folder: Path, network: nn.Module) -> None:
+    """Replaces the run's best weights."""
+    fresh = folder / "best.safetensors.new"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, fresh)
+    fresh.replace(folder / "best.safetensors")
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The run's best weights.
+
+    Raises:
+        DataError: no epoch has been finished yet.
+    """
+    path = folder / "best.safetensors"
+    if not path.exists():
+        raise DataError(f"{folder} has no best weights yet: no epoch was finished")
+    return load_file(path)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Sequence[int]]:
+    """Collects SIGINT and SIGTERM, so that a stop comes between two updates; a second SIGINT is the usual one."""
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
