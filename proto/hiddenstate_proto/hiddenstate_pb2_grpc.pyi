@@ -15,6 +15,7 @@ Errors are google.rpc.Status with an ErrorInfo whose domain is "hiddenstate" and
   SESSION_EVICTED        NOT_FOUND            the server needed its place
   SESSION_EXISTS         ALREADY_EXISTS       an open with an id that is live
   SESSION_TAKEN_OVER     ABORTED              another stream resumed it; this stream's handle is void
+  SESSION_ELSEWHERE      UNAVAILABLE          another worker of this server holds it; connect again (+ RetryInfo)
   SESSION_LIMIT          RESOURCE_EXHAUSTED   no place for another session          (+ RetryInfo)
   SESSION_BACKLOG        RESOURCE_EXHAUSTED   too many observations wait in it      (+ RetryInfo)
   STREAM_BACKLOG         RESOURCE_EXHAUSTED   too many observations wait on the stream (+ RetryInfo)

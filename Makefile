@@ -1,0 +1,67 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check proto bench prometheus clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+GENERATED := proto/hiddenstate_proto
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED) ## Make .venv with everything in it (once; again when pyproject.toml or constraints.txt change)
+
+demo: setup ## Serve the shipped models, stream real text and a real sensor through them
+	@PATH="$(CURDIR)/$(BIN):$$PATH" TEXT="$(TEXT)" VALUES="$(VALUES)" deploy/demo/demo.sh
+
+test: check prometheus ## Set up, run the checks and all tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+check: setup ## Formatting, lint, types, import contracts, generated code
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || \
+	  { $(BIN)/ruff format --check . ; echo "Run: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) && \
+	  diff -r -x __init__.py -x py.typed -x __pycache__ "$$fresh/hiddenstate_proto" $(GENERATED) || \
+	  { echo "$(GENERATED) is not what the .proto gives. Run: make proto" >&2; exit 1; }
+	@echo "make check: all good"
+
+proto: setup ## Generate the Python code of the wire contract
+	@$(call generate,proto)
+
+bench: setup ## Measure the server beside an echo server and the bare engine (ARGS="--seconds 10")
+	@$(BIN)/python -m bench $(ARGS)
+
+prometheus: $(INSTALLED)
+	@deploy/get-prometheus.sh $(BIN)
+
+clean: ## Remove .venv, caches and everything built
+	rm -rf $(VENV) build dist bench/results runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call generate,FOLDER): the plugins must be on PATH; status.proto comes with googleapis-common-protos.
+# The virtual path hiddenstate_proto= makes protoc write imports that work as they are.
+define generate
+PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -W ignore -m grpc_tools.protoc -Ihiddenstate_proto=proto/hiddenstate/v1 \
+  -I"$$($(BIN)/python -c 'import google.rpc; print(list(google.rpc.__path__)[0].removesuffix("/google/rpc"))')" \
+  --python_out=$(1) --mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
+  hiddenstate_proto/hiddenstate.proto
+endef
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version)"; \
+	    exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "No Python 3.11 or newer with venv found. Install one (Debian: apt-get install python3-venv)," >&2; \
+	echo "or name yours: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV): a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
