@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from hiddenstate_models.errors import BundleCorruptError, BundleFormatError
 
@@ -33,6 +33,10 @@ CARD_FILE = "card.md"
 CURVE_FILE = "learning-curve.png"
 
 LOG_NORMALIZER_SIZE = 1
+SCALING_ROWS = 11
+"""Floats of scaling state per input column."""
+FEATURES = 7
+"""Numbers the cells of a value model see per input column."""
 _HEADER_LIMIT = 16 * 2**20
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -122,6 +126,7 @@ class CellShapes(BaseModel):
 class WordNetwork(CellShapes):
     """Shapes of a next-word network."""
 
+    task: Literal["next-word"]
     vocabulary_size: PositiveInt
     embedding_size: PositiveInt
     tied: bool
@@ -139,6 +144,36 @@ class WordNetwork(CellShapes):
         if not self.tied:
             shapes["head.weight"] = (self.vocabulary_size, self.output_size)
         return shapes | {"head.bias": (self.vocabulary_size,)}
+
+
+class ValueNetwork(CellShapes):
+    """Shapes of a next-value network."""
+
+    task: Literal["next-value"]
+    columns: PositiveInt
+    targets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    distribution: Literal["student-t", "gaussian"]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of a target's distribution."""
+        return {"student-t": 3, "gaussian": 2}[self.distribution]
+
+    @property
+    def scaling_size(self) -> int:
+        """Floats in the online scaling's state."""
+        return SCALING_ROWS * self.columns
+
+    @property
+    def served_state_size(self) -> int:
+        """Floats in a session's row: the recurrent state, the scaling's state and the last prediction."""
+        return self.state_size + self.scaling_size + self.parameters * len(self.targets)
+
+    def tensors(self) -> dict[str, Shape]:
+        """Names and shapes of every weight."""
+        outputs = self.parameters * len(self.targets)
+        shapes = self.cell_tensors(FEATURES * self.columns)
+        return shapes | {"head.weight": (outputs, self.output_size), "head.bias": (outputs,)}
 
 
 @dataclass(frozen=True)
@@ -178,7 +213,7 @@ class Bundle:
         return bundle
 
     @cached_property
-    def network(self) -> WordNetwork:
+    def network(self) -> WordNetwork | ValueNetwork:
         """The shapes of the network."""
         try:
             return network_shapes(self.config.network)
@@ -223,34 +258,55 @@ class Bundle:
                 raise BundleCorruptError(f"{path}: {name} has dtype {stored.dtype}; it must be F16 or F32")
 
     def _check_task(self) -> None:
-        path, config = self.folder / CONFIG_FILE, self.config
-        if config.state_size != self.network.served_state_size:
+        path, config, network = self.folder / CONFIG_FILE, self.config, self.network
+        if config.task != network.task:
+            raise BundleCorruptError(f"{path}: task is {config.task!r}, but the network's is {network.task!r}")
+        if config.state_size != network.served_state_size:
             raise BundleCorruptError(
-                f"{path}: state_size is {config.state_size}, but this network needs {self.network.served_state_size}"
+                f"{path}: state_size is {config.state_size}, "
+                f"but this network needs {network.served_state_size}"
             )
-        if config.text is None:
+        if isinstance(network, WordNetwork):
+            self._check_text(network)
+        else:
+            self._check_values(network)
+
+    def _check_text(self, network: WordNetwork) -> None:
+        path, text, size = self.folder / CONFIG_FILE, self.config.text, network.vocabulary_size
+        if text is None:
             raise BundleCorruptError(f"{path}: a next-word bundle needs the field 'text'")
-        size = self.network.vocabulary_size
         if len(self.vocabulary) != size:
             raise BundleCorruptError(
                 f"{self.folder / TOKENIZER_FILE} has {len(self.vocabulary)} words, but the network {size}"
             )
-        if max(config.text.unknown_token, config.text.end_token) >= size:
-            raise BundleCorruptError(
-                f"{path}: unknown_token and end_token must be below the vocabulary's {size}"
-            )
+        if max(text.unknown_token, text.end_token) >= size:
+            raise BundleCorruptError(f"{path}: unknown_token and end_token must be below {size}")
+
+    def _check_values(self, network: ValueNetwork) -> None:
+        path, values = self.folder / CONFIG_FILE, self.config.values
+        if values is None:
+            raise BundleCorruptError(f"{path}: a next-value bundle needs the field 'values'")
+        if len(values.columns) != network.columns or values.targets != network.targets:
+            raise BundleCorruptError(f"{path}: the columns and targets of 'values' are not the network's")
+        if max(values.targets) >= network.columns:
+            raise BundleCorruptError(f"{path}: a target is not among the {network.columns} columns")
 
 
-def network_shapes(network: Mapping[str, Any]) -> WordNetwork:
+def network_shapes(network: Mapping[str, Any]) -> WordNetwork | ValueNetwork:
     """The shapes a network's configuration fixes.
 
     Raises:
         BundleCorruptError: the configuration lacks a field or has one out of range.
     """
     try:
-        return WordNetwork.model_validate(network)
+        return _NETWORK.validate_python(network)
     except ValidationError as error:
         raise BundleCorruptError(f"network: {_first(error)}") from error
+
+
+_NETWORK: TypeAdapter[WordNetwork | ValueNetwork] = TypeAdapter(
+    Annotated[WordNetwork | ValueNetwork, Field(discriminator="task")]
+)
 
 
 def shipped_bundles() -> Path:

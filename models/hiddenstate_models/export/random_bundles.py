@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from hiddenstate_models.bundle import Bundle, TextSettings, network_shapes
+from hiddenstate_models.bundle import Bundle, TextSettings, ValueSettings, network_shapes
 from hiddenstate_models.export.writing import BundleContents, write_bundle
 from hiddenstate_models.text import END, UNKNOWN, WORD_PATTERN
 
@@ -49,10 +49,22 @@ _TINY: dict[Task, dict[str, Any]] = {
         "embedding_size": 8,
         "tied": True,
     },
+    "next-value": {
+        "cell": "gru",
+        "hidden_sizes": [8],
+        "projection": None,
+        "dropout": 0.0,
+        "columns": 1,
+        "targets": [0],
+        "distribution": "student-t",
+    },
 }
 
 
 def _settings(network: dict[str, Any]) -> dict[str, Any]:
+    if network["task"] == "next-value":
+        columns = tuple(f"column-{i}" for i in range(network["columns"]))
+        return {"values": ValueSettings(columns=columns, targets=tuple(network["targets"]))}
     words = [UNKNOWN, END, *_WORDS]
     words += [f"w{i}" for i in range(len(words), network["vocabulary_size"])]
     ids = {word: i for i, word in enumerate(words[: network["vocabulary_size"]])}

@@ -4,17 +4,24 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from hiddenstate_models.bundle import StoredTensor, WordNetwork
+from hiddenstate_models.bundle import StoredTensor, ValueNetwork, WordNetwork
 from hiddenstate_models.export.graph import GraphBuilder
 from hiddenstate_models.export.products import Float32Products, Limits, Products
+from hiddenstate_models.export.values import value_step
 from hiddenstate_models.export.words import word_step
+
+_FLOAT32 = Float32Products()
+_UNLIMITED = Limits()
 
 
 def step_model(
     tensors: Mapping[str, StoredTensor],
-    network: WordNetwork,
-    products: Products | None = None,
-    limits: Limits = Limits(),
+    network: WordNetwork | ValueNetwork,
+    products: Products = _FLOAT32,
+    limits: Limits = _UNLIMITED,
 ) -> ModelProto:
-    """The graph of one step over the weights in model.safetensors; in float32 unless other products are given."""
-    return word_step(GraphBuilder(tensors), network, products or Float32Products(), limits)
+    """The graph of one step over the weights in model.safetensors."""
+    graph = GraphBuilder(tensors)
+    if isinstance(network, WordNetwork):
+        return word_step(graph, network, products, limits)
+    return value_step(graph, network, products)

@@ -12,7 +12,7 @@ TOP_K_BLOCK = 100
 
 
 def word_step(
-    graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits = Limits()
+    graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits
 ) -> ModelProto:
     """The graph `tokens, states, k -> surprises, top_tokens, top_probabilities, next_states`.
 
