@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Serves the shipped models, streams real text and a real sensor through them and shows what came out.
-# In a terminal it ends with a prompt for text of your own. TEXT and VALUES name other files to stream.
+# In a terminal it ends with a prompt for text of your own. TEXT and VALUES name other files to stream, OUT a folder for
+# what it writes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 text=${TEXT:-deploy/demo/moon.txt}
 values=${VALUES:-deploy/demo/weather.csv}
-out=runs/demo
+out=${OUT:-runs/demo}
 mkdir -p "$out"
 
 title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
