@@ -1,0 +1,150 @@
+"""Between what people hold (words, numbers, rows) and the columns that models take and give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hiddenstate.columns import Columns
+from hiddenstate.descriptions import Model, Vocabulary, vocabulary_of
+from hiddenstate.errors import HiddenstateError, InvalidInput
+from hiddenstate.predictions import (
+    FleetPredictions,
+    FleetWordPredictions,
+    ValuePrediction,
+    ValuePredictions,
+    WordPrediction,
+    WordPredictions,
+    value_prediction,
+    word_prediction,
+)
+
+Inputs = NDArray[Any]
+Errors = dict[Any, HiddenstateError]
+
+
+class WordCodec:
+    """For next-word models: words and texts in, tokens int32 [n] on the wire."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    def one(self, text: object) -> Inputs:
+        """A word the model knows whole, or the words of a text; at least one."""
+        if not isinstance(text, str):
+            raise InvalidInput(f"this model takes words, not {type(text).__name__}")
+        words = [text] if text in self._vocabulary else self._vocabulary.split(text)
+        if not words:
+            raise InvalidInput(f"there is no word in {text!r}")
+        return self._vocabulary.tokens(words)
+
+    def many(self, items: Any) -> Inputs:
+        """The words of a text, or words one by one (each looked up whole), or tokens."""
+        if isinstance(items, str):
+            return self._vocabulary.tokens(self._vocabulary.split(items))
+        if isinstance(items, np.ndarray) and items.dtype.kind in "iu":
+            return self._checked(items)
+        words = list(items)
+        if not all(isinstance(word, str) for word in words):
+            raise InvalidInput("this model takes words (or an integer array of tokens)")
+        return self._vocabulary.tokens(words)
+
+    def _checked(self, tokens: NDArray[Any]) -> Inputs:
+        if tokens.ndim != 1:
+            raise InvalidInput(f"tokens come as a column [n], not in shape {list(tokens.shape)}")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self._vocabulary.words):
+            raise InvalidInput(f"tokens go from 0 to {len(self._vocabulary.words) - 1} in this model")
+        return tokens.astype(np.int32)
+
+    def prediction(self, columns: Columns) -> WordPrediction:
+        """After the last row; its surprise is that of all rows together."""
+        last = word_prediction(columns, -1, self._vocabulary)
+        if len(columns) == 1:
+            return last
+        return WordPrediction(last.top, float(columns.surprises.sum(dtype=np.float64)), last.step)
+
+    def predictions(self, columns: Columns) -> WordPredictions:
+        """One a row."""
+        return WordPredictions(columns, self._vocabulary)
+
+    def fleet_predictions(self, columns: Columns, errors: Errors) -> FleetWordPredictions:
+        """One a row, with what went wrong by id."""
+        return FleetWordPredictions(columns, self._vocabulary, errors)
+
+
+class ValueCodec:
+    """For next-value models: numbers or rows in, values float64 [n, columns] on the wire; None and NaN are missing."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._names = tuple(columns)
+        self._width = len(columns)
+
+    def one(self, value: object) -> Inputs:
+        """A number, a row in the order of the model's columns, or a mapping by column name."""
+        if isinstance(value, Mapping):
+            unknown = set(value) - set(self._names)
+            if unknown:
+                raise InvalidInput(
+                    f"there is no column {', '.join(sorted(map(str, unknown)))}; "
+                    f"the model's columns are {', '.join(self._names)}"
+                )
+            value = [value.get(name, math.nan) for name in self._names]
+        row = _floats(value)
+        if row.size != self._width or row.ndim > 1:
+            raise InvalidInput(self._wanted(f"{row.size} values"))
+        return _finite(row.reshape(1, self._width))
+
+    def many(self, items: Any) -> Inputs:
+        """A column [n] (one input column) or a table [n, columns]."""
+        if not isinstance(items, np.ndarray | Sequence) and isinstance(items, Iterable):
+            items = list(items)
+        table = _floats(items)
+        if table.ndim == 1 and self._width == 1:
+            table = table[:, None]
+        if table.ndim != 2 or table.shape[1] != self._width:
+            raise InvalidInput(self._wanted(f"an array of shape {list(table.shape)}"))
+        return _finite(table)
+
+    def _wanted(self, given: str) -> str:
+        return f"this model takes {self._width} value(s) per observation ({', '.join(self._names)}), not {given}"
+
+    def prediction(self, columns: Columns) -> ValuePrediction:
+        """After the last row."""
+        return value_prediction(columns, -1)
+
+    def predictions(self, columns: Columns) -> ValuePredictions:
+        """One a row."""
+        return ValuePredictions(columns)
+
+    def fleet_predictions(self, columns: Columns, errors: Errors) -> FleetPredictions:
+        """One a row, with what went wrong by id."""
+        return FleetPredictions(columns, errors)
+
+
+Codec = WordCodec | ValueCodec
+
+
+def codec_of(model: Model) -> Codec:
+    """What suits the model."""
+    if model.task == "next-word":
+        return WordCodec(vocabulary_of(model))
+    return ValueCodec(model.columns)
+
+
+def _floats(values: ArrayLike | object) -> NDArray[np.float64]:
+    if isinstance(values, str):
+        raise InvalidInput("this model takes numbers, not text")
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"this model takes numbers (None or NaN where missing): {error}") from error
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    if np.isinf(values).any():
+        raise InvalidInput("a value is infinite; send None or NaN where a value is missing")
+    return values

@@ -1,0 +1,163 @@
+"""What a server says about its models and sessions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
+
+from hiddenstate.errors import InvalidInput, ServerError
+from hiddenstate_proto import hiddenstate_pb2 as pb
+
+Task = Literal["next-word", "next-value"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a model and how it finds them in a text."""
+
+    words: tuple[str, ...]
+    """By token. Empty in lists of models."""
+    lowercase: bool
+    unknown_token: int
+    end_token: int
+    """Ends a document or a line."""
+    word_pattern: str
+    top_k: int
+    """Predictions an answer carries."""
+
+    def split(self, text: str) -> list[str]:
+        """The words of `text`, as the model sees them."""
+        text = text.lower() if self.lowercase else text
+        return [match.group() for match in self._pattern.finditer(text)]
+
+    def token(self, word: str) -> int:
+        """Token of one word; the unknown token where the model does not know it."""
+        return self._tokens.get(word.lower() if self.lowercase else word, self.unknown_token)
+
+    def tokens(self, words: Iterable[str]) -> NDArray[np.int32]:
+        """int32 [n]: the words' tokens."""
+        return np.fromiter((self.token(word) for word in words), np.int32)
+
+    def word(self, token: int) -> str:
+        """Word of one token."""
+        return self.words[token]
+
+    def __contains__(self, word: object) -> bool:
+        return isinstance(word, str) and (word.lower() if self.lowercase else word) in self._tokens
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(self.word_pattern)
+
+    @cached_property
+    def _tokens(self) -> dict[str, int]:
+        return {word: token for token, word in enumerate(self.words)}
+
+    @cached_property
+    def table(self) -> NDArray[np.object_]:
+        """object [vocabulary]: the words, to be indexed with arrays of tokens."""
+        return np.array(self.words, dtype=object)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a server serves."""
+
+    name: str
+    version: str
+    task: Task
+    description: str
+    parameters: int
+    state_bytes: int
+    """State a session takes."""
+    live_sessions: int
+    runtime: str
+    vocabulary: Vocabulary | None
+    """Of next-word models."""
+    columns: tuple[str, ...]
+    """Input columns of next-value models."""
+    targets: tuple[int, ...]
+    """Indices of the columns that a next-value model predicts."""
+
+    @staticmethod
+    def parse(message: pb.Model) -> Model:
+        """From the wire."""
+        tasks: dict[int, Task] = {pb.TASK_NEXT_WORD: "next-word", pb.TASK_NEXT_VALUE: "next-value"}
+        if message.task not in tasks:
+            raise ServerError(f"model {message.name} has a task this SDK does not know; update hiddenstate")
+        text = message.text
+        return Model(
+            name=message.name,
+            version=message.version,
+            task=tasks[message.task],
+            description=message.description,
+            parameters=message.parameters,
+            state_bytes=message.state_bytes,
+            live_sessions=message.live_sessions,
+            runtime=message.runtime,
+            vocabulary=Vocabulary(
+                tuple(text.vocabulary),
+                text.lowercase,
+                text.unknown_token,
+                text.end_token,
+                text.word_pattern,
+                text.top_k,
+            )
+            if message.HasField("text")
+            else None,
+            columns=tuple(message.values.columns),
+            targets=tuple(message.values.targets),
+        )
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A live session as the server sees it."""
+
+    id: str
+    model: str
+    version: str
+    step: int
+    """Observations in its state."""
+    created: datetime
+    last_used: datetime
+    idle_timeout: float
+    """Seconds it may be idle."""
+    expires: datetime
+    """When it ends unless used before."""
+    attached: bool
+    """Whether a client's stream holds it."""
+
+    @staticmethod
+    def parse(message: pb.Session) -> SessionInfo:
+        """From the wire."""
+        return SessionInfo(
+            id=message.id,
+            model=message.model,
+            version=message.version,
+            step=message.step,
+            created=_time(message.create_time),
+            last_used=_time(message.last_use_time),
+            idle_timeout=message.idle_timeout.ToTimedelta().total_seconds(),
+            expires=_time(message.expire_time),
+            attached=message.attached,
+        )
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def vocabulary_of(model: Model) -> Vocabulary:
+    """The vocabulary of a next-word model; raises InvalidInput for any other."""
+    if model.vocabulary is None:
+        raise InvalidInput(f"{model.name} predicts values and takes numbers, not words")
+    return model.vocabulary

@@ -1,0 +1,209 @@
+"""What comes back: a prediction of what comes next, and how surprising the last observation was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiddenstate import student_t
+from hiddenstate.columns import Columns
+from hiddenstate.descriptions import Vocabulary
+from hiddenstate.errors import HiddenstateError
+
+Floats = NDArray[np.float64]
+Value = float | Floats
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class WordPrediction:
+    """The words that may come next."""
+
+    top: list[tuple[str, float]]
+    """The most probable next words with their probabilities, best first."""
+    surprise: float
+    """-log p of the observed word (of a text: summed over its words), in nats; NaN where nothing was observed."""
+    step: int
+    """Observations in the session's state."""
+
+
+@dataclass(frozen=True)
+class ValuePrediction:
+    """The distribution of the next value: Student's t, or normal where the degrees of freedom are infinite.
+
+    With one target every answer is a float, with several an array [targets]. NaN before the first observation.
+    """
+
+    location: Value
+    scale: Value
+    degrees_of_freedom: Value
+    surprise: float
+    """-log p of the observed value, in nats of density; NaN where there was no prediction or no value."""
+    step: int
+    """Observations in the session's state."""
+
+    @property
+    def mean(self) -> Value:
+        """The expected next value."""
+        return self.location
+
+    def quantile(self, p: float) -> Value:
+        """The value that the next one stays below with probability `p`, 0 < p < 1."""
+        return _plain(self.location + self.scale * student_t.quantile(p, np.asarray(self.degrees_of_freedom)))
+
+    def interval(self, level: float = 0.9) -> tuple[Value, Value]:
+        """Lower and upper bound of the central interval that holds the next value with probability `level`."""
+        reach = self.scale * student_t.half_width(level, np.asarray(self.degrees_of_freedom))
+        return _plain(self.location - reach), _plain(self.location + reach)
+
+
+Prediction = WordPrediction | ValuePrediction
+
+
+class _Rows(Sequence[_Item], Generic[_Item]):
+    """A column of predictions, made into objects only where they are asked for."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self.steps: NDArray[np.uint64] = columns.steps
+        """uint64 [n]: observations in the state behind each prediction."""
+        self.surprise: Floats = columns.surprises.astype(np.float64)
+        """float64 [n]: -log p of each observation under the prediction before it, in nats; NaN where none."""
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __iter__(self) -> Iterator[_Item]:
+        return (self._row(index) for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> _Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_Item]: ...
+    def __getitem__(self, index: int | slice) -> _Item | list[_Item]:
+        rows = range(len(self))[index]
+        return [self._row(row) for row in rows] if isinstance(rows, range) else self._row(rows)
+
+    def _row(self, row: int) -> _Item:
+        raise NotImplementedError
+
+
+class WordPredictions(_Rows[WordPrediction]):
+    """A column of word predictions: indexing gives a WordPrediction, the attributes are arrays."""
+
+    def __init__(self, columns: Columns, vocabulary: Vocabulary) -> None:
+        super().__init__(columns)
+        self._vocabulary = vocabulary
+        self.top_tokens: NDArray[np.int32] = columns.top_tokens
+        """int32 [n, k]: tokens of the most probable next words, best first."""
+        self.top_probabilities: NDArray[np.float32] = columns.top_probabilities
+        """float32 [n, k]."""
+
+    @cached_property
+    def top_words(self) -> NDArray[np.object_]:
+        """object [n, k]: the most probable next words, best first; None in rows without an answer."""
+        words = self._vocabulary.table[np.maximum(self.top_tokens, 0)]
+        words[self.top_tokens < 0] = None
+        return words
+
+    def _row(self, row: int) -> WordPrediction:
+        return word_prediction(self._columns, row, self._vocabulary)
+
+
+class ValuePredictions(_Rows[ValuePrediction]):
+    """A column of value predictions: indexing gives a ValuePrediction, the attributes are arrays.
+
+    The arrays are [n] for models with one target and [n, targets] for others.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        super().__init__(columns)
+        self.location: Floats = _squeezed(columns.locations)
+        self.scale: Floats = _squeezed(columns.scales)
+        self.degrees_of_freedom: Floats = _squeezed(columns.degrees_of_freedom).astype(np.float64)
+
+    @property
+    def mean(self) -> Floats:
+        """The expected next values."""
+        return self.location
+
+    @cached_property
+    def _interval_90(self) -> tuple[Floats, Floats]:
+        return self.interval(0.9)
+
+    @property
+    def lower(self) -> Floats:
+        """Lower bounds of the central 90 % intervals."""
+        return self._interval_90[0]
+
+    @property
+    def upper(self) -> Floats:
+        """Upper bounds of the central 90 % intervals."""
+        return self._interval_90[1]
+
+    def quantile(self, p: float) -> Floats:
+        """The values that the next ones stay below with probability `p`, 0 < p < 1."""
+        return self.location + self.scale * student_t.quantile(p, self.degrees_of_freedom)
+
+    def interval(self, level: float = 0.9) -> tuple[Floats, Floats]:
+        """Bounds of the central intervals that hold the next values with probability `level`."""
+        reach = self.scale * student_t.half_width(level, self.degrees_of_freedom)
+        return self.location - reach, self.location + reach
+
+    def _row(self, row: int) -> ValuePrediction:
+        return value_prediction(self._columns, row)
+
+
+class FleetWordPredictions(WordPredictions):
+    """Word predictions of a fleet, row i for id i; `errors` has what went wrong, by id."""
+
+    def __init__(
+        self, columns: Columns, vocabulary: Vocabulary, errors: dict[Any, HiddenstateError] | None = None
+    ) -> None:
+        super().__init__(columns, vocabulary)
+        self.errors = errors or {}
+
+
+class FleetPredictions(ValuePredictions):
+    """Value predictions of a fleet, row i for id i; `errors` has what went wrong, by id."""
+
+    def __init__(self, columns: Columns, errors: dict[Any, HiddenstateError] | None = None) -> None:
+        super().__init__(columns)
+        self.errors = errors or {}
+
+
+def word_prediction(columns: Columns, row: int, vocabulary: Vocabulary) -> WordPrediction:
+    """Row `row` of `columns` as an object."""
+    tokens = columns.top_tokens[row].tolist()
+    probabilities = columns.top_probabilities[row].tolist()
+    return WordPrediction(
+        top=[(vocabulary.words[token], p) for token, p in zip(tokens, probabilities, strict=True) if token >= 0],
+        surprise=float(columns.surprises[row]),
+        step=int(columns.steps[row]),
+    )
+
+
+def value_prediction(columns: Columns, row: int) -> ValuePrediction:
+    """Row `row` of `columns` as an object."""
+    return ValuePrediction(
+        location=_plain(columns.locations[row]),
+        scale=_plain(columns.scales[row]),
+        degrees_of_freedom=_plain(columns.degrees_of_freedom[row]),
+        surprise=float(columns.surprises[row]),
+        step=int(columns.steps[row]),
+    )
+
+
+def _plain(values: Any) -> Value:
+    """A float where there is one target, else the array."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.reshape(())) if array.size == 1 else array
+
+
+def _squeezed(table: NDArray[Any]) -> NDArray[Any]:
+    return table[:, 0] if table.shape[1] == 1 else table
