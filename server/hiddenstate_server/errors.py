@@ -1,0 +1,247 @@
+"""What the server can refuse or fail at, each with its gRPC code and the reason clients switch on.
+
+ServerError
+├── SessionNotFound, SessionExpired, SessionClosed, SessionEvicted      how a session is not there
+├── SessionExists, SessionTakenOver, SessionElsewhere                   who holds it
+├── SessionLimit, SessionBacklog, StreamBacklog, Draining               try again later (RetryInfo)
+├── HandleUnknown, HandleInUse                                          the stream's own numbers
+├── StepGap, StepAlreadyApplied                                         the order of observations
+├── InputInvalid, FrameInvalid, RequestInvalid                          what was sent
+├── ModelNotFound
+└── InternalError
+StartError: the server cannot start; its message is all the operator sees.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "hiddenstate"
+
+log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start as configured; the message is one sentence for the operator."""
+
+
+class ServerError(Exception):
+    """An answer other than success: message for people, `reason` and `metadata` for programs."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    reason: ClassVar[str] = "INTERNAL"
+    retry_after: ClassVar[float | None] = None
+
+    def __init__(self, message: str, **metadata: object) -> None:
+        super().__init__(message)
+        self.metadata = {name: str(value) for name, value in metadata.items()}
+
+    def status(self) -> status_pb2.Status:
+        """The google.rpc.Status with ErrorInfo and, where waiting helps, RetryInfo (seconds)."""
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+        status = status_pb2.Status(code=self.code.value[0], message=str(self), details=[_packed(info)])
+        if self.retry_after is not None:
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(round(self.retry_after * 1000))
+            status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+        return status
+
+
+def _packed(message: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+class SessionNotFound(ServerError):
+    """No session ever had this id, or it ended too long ago to know how."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "SESSION_NOT_FOUND"
+
+
+class SessionExpired(ServerError):
+    """The session's lease ran out."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "SESSION_EXPIRED"
+
+
+class SessionClosed(ServerError):
+    """A client closed the session."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "SESSION_CLOSED"
+
+
+class SessionEvicted(ServerError):
+    """The server needed the session's place."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "SESSION_EVICTED"
+
+
+class SessionExists(ServerError):
+    """A session with this id is live."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "SESSION_EXISTS"
+
+
+class SessionTakenOver(ServerError):
+    """Another stream, or another handle, resumed the session."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "SESSION_TAKEN_OVER"
+
+
+class SessionElsewhere(ServerError):
+    """Another worker process of this server holds the session; a new connection may reach it."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "SESSION_ELSEWHERE"
+    retry_after = 0.05
+
+
+class SessionLimit(ServerError):
+    """No place for another session."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "SESSION_LIMIT"
+    retry_after = 1.0
+
+
+class SessionBacklog(ServerError):
+    """Too many observations wait in the session."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "SESSION_BACKLOG"
+    retry_after = 0.1
+
+
+class StreamBacklog(ServerError):
+    """Too many observations wait on the stream."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "STREAM_BACKLOG"
+    retry_after = 0.1
+
+
+class Draining(ServerError):
+    """The server is going away."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "DRAINING"
+    retry_after = 1.0
+
+
+class HandleUnknown(ServerError):
+    """The handle is not open on this stream."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "HANDLE_UNKNOWN"
+
+
+class HandleInUse(ServerError):
+    """The handle is open already, or out of range."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "HANDLE_IN_USE"
+
+
+class StepGap(ServerError):
+    """A step was skipped; metadata `expected` is the one to send next."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+    reason = "STEP_GAP"
+
+
+class StepAlreadyApplied(ServerError):
+    """An older step than the last one; metadata `step` is the last applied."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "STEP_ALREADY_APPLIED"
+
+
+class InputInvalid(ServerError):
+    """The observation, or a name in an open, cannot be used."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INPUT_INVALID"
+
+
+class FrameInvalid(ServerError):
+    """The frame's columns do not fit together, or there are too many rows."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "FRAME_INVALID"
+
+
+class RequestInvalid(ServerError):
+    """A field of a unary request is malformed."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INPUT_INVALID"
+
+
+class ModelNotFound(ServerError):
+    """The model or version is not served; metadata `available` lists what is."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "MODEL_NOT_FOUND"
+
+
+class InternalError(ServerError):
+    """A fault of the server; its log has the details."""
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: ServerError) -> None:
+    """Ends the call with the error's rich status; always raises."""
+    await context.abort_with_status(rpc_status.to_status(error.status()))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns a ServerError raised by a handler into its rich status, anything unforeseen into INTERNAL."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wraps unary-unary and stream-stream handlers; leaves others as they are."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler.unary_unary is not None:
+            return handler._replace(unary_unary=_mapped(handler.unary_unary))
+        if handler.stream_stream is not None and _is_coroutine(handler.stream_stream):
+            return handler._replace(stream_stream=_mapped(handler.stream_stream))
+        return handler
+
+
+def _is_coroutine(function: Callable[..., Any]) -> bool:
+    import inspect
+
+    return inspect.iscoroutinefunction(function)
+
+
+def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await function(request, context)
+        except ServerError as error:
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            log.exception("unforeseen error in a call")
+            await abort(context, InternalError("the server failed; its log has the details"))
+
+    return call

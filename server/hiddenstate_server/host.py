@@ -1,0 +1,336 @@
+"""Everything one process serves: its models, streams and sessions, and what frames do to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server import errors, frames
+from hiddenstate_server.metrics import Metrics
+from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
+from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
+from hiddenstate_server.scheduler import WORDS
+from hiddenstate_server.sessions import Directory, Ended
+from hiddenstate_server.streams import Stream
+
+log = structlog.get_logger("hiddenstate_server.sessions")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may take; seconds, rows and sessions."""
+
+    max_sessions: int = 100_000
+    max_sessions_per_stream: int = 65_536
+    max_session_backlog: int = 16_384
+    max_stream_backlog: int = 65_536
+    max_frame_rows: int = 16_384
+    idle_timeout: float = 600.0
+    max_idle_timeout: float = 86_400.0
+    detach_timeout: float = 60.0
+
+
+class Host:
+    """Applies frames to sessions, ticks the models, ends what has expired. Knows no transport."""
+
+    def __init__(
+        self, limits: Limits, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limits = limits
+        self.metrics = metrics
+        self.clock = clock
+        self.models: list[ServedModel] = []
+        self.directory = Directory()
+        self.streams: dict[int, Stream] = {}
+        self.draining = False
+        self._last_stream = 0
+        self._rows = 0
+
+    # what is served
+
+    def add_model(self, info: ModelInfo, runtime: Runtime, max_batch: int) -> ServedModel:
+        """Starts serving a model."""
+        model = ServedModel(
+            info,
+            runtime,
+            capacity=self.limits.max_sessions,
+            max_batch=max_batch,
+            base=self._rows,
+            streams=self.streams,
+            backlogs=Backlogs(self.limits.max_session_backlog, self.limits.max_stream_backlog),
+            metrics=self.metrics.model(info.name, info.version),
+        )
+        self._rows += model.capacity
+        self.models.append(model)
+        return model
+
+    def model(self, name: str, version: str = "") -> ServedModel:
+        """The model of this name and version, the newest if empty; ModelNotFound."""
+        found = [model for model in self.models if model.info.name == name]
+        if version:
+            found = [model for model in found if model.info.version == version]
+        if not found:
+            available = ", ".join(f"{model.info.name}/{model.info.version}" for model in self.models)
+            wanted = f"{name}/{version}" if version else name
+            raise errors.ModelNotFound(f"no model {wanted!r} is served; there is {available}", available=available)
+        return max(found, key=lambda model: int(model.info.version))
+
+    # streams
+
+    def connect(self) -> Stream:
+        """A new stream without sessions."""
+        self._last_stream += 1
+        stream = Stream(
+            self._last_stream, self.limits.max_sessions_per_stream, max_unsent=self.limits.max_frame_rows
+        )
+        self.streams[stream.number] = stream
+        return stream
+
+    def disconnect(self, stream: Stream) -> None:
+        """Drops what is queued for the stream and leaves its sessions to be resumed."""
+        now = self.clock()
+        for model, rows in self._by_model(stream.rows()):
+            model.drop(rows)
+            model.table.detach(rows, now)
+        del self.streams[stream.number]
+
+    # frames
+
+    def receive(self, stream: Stream, request: pb.StreamRequest) -> None:
+        """Does what a frame asks for; what is wrong becomes faults on the stream."""
+        try:
+            match request.WhichOneof("frame"):
+                case "observe":
+                    self._observe(stream, request.observe)
+                case "peek":
+                    self._peek(stream, request.peek)
+                case "close":
+                    self._close(stream, request.close)
+                case "heartbeat":
+                    self._heartbeat(stream, request.heartbeat)
+                case "open":
+                    self._open(stream, request.open)
+                case _:
+                    raise errors.FrameInvalid("the frame is empty; set open, observe, peek, close or heartbeat")
+        except errors.ServerError as error:
+            self._refuse(stream, error)
+
+    def _observe(self, stream: Stream, observe: pb.Observe) -> None:
+        handles = frames.handles_of(observe.handles, self.limits.max_frame_rows)
+        count = len(handles)
+        self.metrics.frame(count)
+        steps = frames.steps_of(observe.steps, count)
+        inputs: InputArray | list[str]
+        match observe.WhichOneof("input"):
+            case "tokens":
+                inputs = frames.tokens_of(observe.tokens, count)
+            case "values":
+                inputs = frames.values_of(observe.values, count)
+            case "words":
+                inputs = list(observe.words.words)
+                if len(inputs) != count:
+                    raise errors.FrameInvalid(f"{len(inputs)} words for {count} handles; send one word per handle")
+            case _:
+                raise errors.FrameInvalid("the observations are missing; set tokens, values or words")
+        now = self.clock()
+        for model, rows, positions in self._located(stream, handles, steps):
+            column = inputs
+            if positions is not None:
+                steps_here = None if steps is None else steps[positions]
+                column = [inputs[i] for i in positions] if isinstance(inputs, list) else inputs[positions]
+            else:
+                steps_here = steps
+            self._observe_model(stream, model, rows, steps_here, column, now)
+
+    def _observe_model(
+        self,
+        stream: Stream,
+        model: ServedModel,
+        rows: RowArray,
+        steps: RowArray | None,
+        inputs: InputArray | list[str],
+        now: float,
+    ) -> None:
+        wrong = self._wrong_kind(model, inputs)
+        if wrong is not None:
+            for index, handle in enumerate(model.table.handle[rows].tolist()):
+                self._refuse(stream, wrong, handle, 0 if steps is None else max(0, int(steps[index])))
+        elif isinstance(inputs, list):
+            model.observe(stream, rows, steps, model.info.tokens(inputs), WORDS, now)
+        else:
+            model.observe(stream, rows, steps, inputs, 0, now)
+
+    def _wrong_kind(self, model: ServedModel, inputs: InputArray | list[str]) -> errors.InputInvalid | None:
+        info = model.info
+        if info.task == "next-word":
+            if isinstance(inputs, list) or inputs.ndim == 1:
+                return None
+            return errors.InputInvalid(f"{info.name} takes words; send tokens or words, not values")
+        if isinstance(inputs, list) or inputs.ndim == 1:
+            return errors.InputInvalid(f"{info.name} takes values; send values, not words or tokens")
+        if inputs.shape[1] != len(info.columns):
+            return errors.InputInvalid(
+                f"{info.name} takes {len(info.columns)} values per observation, not {inputs.shape[1]}"
+            )
+        return None
+
+    def _peek(self, stream: Stream, peek: pb.Peek) -> None:
+        handles = frames.handles_of(peek.handles, self.limits.max_frame_rows)
+        for model, rows, _ in self._located(stream, handles, None):
+            model.peek(stream, rows, peek.with_words, self.clock())
+
+    def _close(self, stream: Stream, close: pb.Close) -> None:
+        handles = frames.handles_of(close.handles, self.limits.max_frame_rows)
+        for model, rows, _ in self._located(stream, handles, None):
+            model.close(stream, rows, self.clock())
+
+    def _heartbeat(self, stream: Stream, heartbeat: pb.Heartbeat) -> None:
+        if heartbeat.handles:
+            handles = frames.handles_of(heartbeat.handles, self.limits.max_frame_rows)
+        else:
+            handles = stream.bound_handles().astype(np.uint32)
+        renewed = []
+        for model, rows, _ in self._located(stream, handles, None) if len(handles) else ():
+            model.table.last_use[rows] = self.clock()
+            renewed.append(frames.handle_bytes(model.table.handle[rows]))
+        stream.leases(b"".join(renewed))
+
+    def _located(
+        self, stream: Stream, handles: np.ndarray, steps: RowArray | None
+    ) -> Iterable[tuple[ServedModel, RowArray, RowArray | None]]:
+        """Models with their rows and the rows' positions in the frame (None: all of it).
+
+        Handles without a live session become faults.
+        """
+        rows = stream.lookup(handles)
+        first = int(rows[0])
+        if first >= 0:
+            model = self._model_of(first)
+            local = rows - model.base
+            if len(rows) == 1 or (int(local.min()) >= 0 and int(local.max()) < model.capacity):
+                return [(model, local, None)]
+        for position in np.flatnonzero(rows < 0).tolist():
+            step = 0 if steps is None else max(0, int(steps[position]))
+            self._refuse(stream, _no_session(int(rows[position])), int(handles[position]), step)
+        located = []
+        for model in self.models:
+            positions = np.flatnonzero((rows >= model.base) & (rows < model.base + model.capacity))
+            if len(positions):
+                located.append((model, rows[positions] - model.base, positions))
+        return located
+
+    def _model_of(self, row: int) -> ServedModel:
+        return self.models[row // self.limits.max_sessions]
+
+    def _by_model(self, rows: RowArray) -> Iterable[tuple[ServedModel, RowArray]]:
+        for model in self.models:
+            local = rows[(rows >= model.base) & (rows < model.base + model.capacity)] - model.base
+            if len(local):
+                yield model, local
+
+    def _refuse(self, stream: Stream, error: errors.ServerError, handle: int | None = None, step: int = 0) -> None:
+        self.metrics.fault(error)
+        stream.fault(error, handle, step)
+
+    # opening
+
+    def _open(self, stream: Stream, frame: pb.Open) -> None:
+        from hiddenstate_server.opening import open_sessions
+
+        open_sessions(self, stream, frame)
+
+    # ticking
+
+    @property
+    def ready(self) -> bool:
+        """Whether a tick would find work."""
+        return any(model.scheduler.ready for model in self.models)
+
+    def tick(self) -> None:
+        """One step of every model that has work."""
+        for model in self.models:
+            if model.scheduler.ready:
+                closing = model.tick(self.clock())
+                if len(closing):
+                    self._finish_closing(model, closing)
+
+    def _finish_closing(self, model: ServedModel, rows: RowArray) -> None:
+        numbers = model.table.stream[rows]
+        for number in np.unique(numbers).tolist():
+            self.streams[number].closed(frames.handle_bytes(model.table.handle[rows[numbers == number]]))
+        self.end(model, rows, Ended.CLOSED)
+
+    # endings
+
+    def expire(self) -> None:
+        """Ends sessions whose lease or detach time-out has run out; holders are told."""
+        now = self.clock()
+        for model in self.models:
+            rows = model.table.expired(now, self.limits.detach_timeout)
+            rows = rows[model.scheduler.pending[rows] == 0]
+            if not len(rows):
+                continue
+            for row in rows[model.table.stream[rows] >= 0].tolist():
+                stream = self.streams[int(model.table.stream[row])]
+                self._refuse(stream, Ended.EXPIRED.error(), int(model.table.handle[row]))
+            self.end(model, rows, Ended.EXPIRED)
+
+    def end(self, model: ServedModel, rows: RowArray, ending: Ended) -> None:
+        """Forgets sessions with nothing queued, remembers how they ended, zeroes and frees their rows."""
+        table, reason, now = model.table, ending.name.lower(), time.time_ns()
+        for row in rows.tolist():
+            stream = self.streams.get(int(table.stream[row]))
+            if stream is not None:
+                stream.unbind(int(table.handle[row]), ending)
+            self.directory.remove(table.ids[row], ending)
+            log.info(
+                "session ended",
+                session=table.ids[row],
+                model=model.info.name,
+                version=model.info.version,
+                reason=reason,
+                steps=int(table.applied[row]),
+                seconds=round((now - int(table.created[row])) / 1e9, 3),
+            )
+        table.clear(rows)
+        model.arena.release(rows)
+        model.metrics.ended(reason, len(rows))
+
+    def flush_metrics(self) -> None:
+        """Brings what gathered since the last time to Prometheus."""
+        self.metrics.flush()
+        for model in self.models:
+            model.metrics.flush(model.arena.used, model.arena.free)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless models, streams and ids agree."""
+        live = 0
+        for model in self.models:
+            model.check_integrity()
+            live += model.arena.used
+            for row in model.table.live().tolist():
+                place = self.directory.get(model.table.ids[row])
+                if place is None or place != (model, row):
+                    raise AssertionError("a session's id does not lead to its row")
+        if live != len(self.directory):
+            raise AssertionError(f"{len(self.directory)} ids for {live} sessions")
+        for stream in self.streams.values():
+            for handle in stream.bound_handles().tolist():
+                row = int(stream.lookup(np.array([handle]))[0])
+                model = self._model_of(row)
+                if (model.table.stream[row - model.base], model.table.handle[row - model.base]) != (stream.number, handle):
+                    raise AssertionError("a stream's handle leads to a session it does not hold")
+
+
+def _no_session(code: int) -> errors.ServerError:
+    if code in _ENDINGS:
+        return Ended(code).error()
+    return errors.HandleUnknown("the handle is not open on this stream; open a session with it first")
+
+
+_ENDINGS: Sequence[int] = tuple(ending.value for ending in Ended)

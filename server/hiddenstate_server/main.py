@@ -1,0 +1,32 @@
+"""The `hiddenstate-server` command."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+
+from hiddenstate_server import logs
+from hiddenstate_server.errors import StartError
+from hiddenstate_server.settings import Settings, load
+
+
+def main() -> None:
+    """Serves; exits with 2 and one sentence when it cannot start."""
+    try:
+        _serve(load(sys.argv[1:]))
+    except StartError as error:
+        print(f"hiddenstate-server: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _serve(settings: Settings) -> None:
+    # The heavy imports come after the settings, so that a typing mistake is answered at once.
+    from hiddenstate_server.repository import load_models
+    from hiddenstate_server.worker import serve
+
+    logs.configure(settings.log_format, settings.log_level)
+    models = load_models(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, models))

@@ -1,0 +1,180 @@
+"""Prometheus metrics. The hot path appends arrays; they are folded into histograms in bulk."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from hiddenstate_server.errors import ServerError
+
+SECONDS = (
+    50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
+)  # fmt: skip
+ROWS = tuple(float(2**power) for power in range(0, 15))
+_FOLD_AT = 4096
+
+
+class BulkHistogram(Histogram):
+    """A histogram that takes many observations at once."""
+
+    def observe_many(self, values: NDArray[np.float64]) -> None:
+        """Adds all `values` at the cost of one per touched bucket."""
+        buckets = np.searchsorted(self._upper_bounds, values)
+        counts = np.bincount(buckets, minlength=len(self._upper_bounds))
+        for bucket in np.flatnonzero(counts).tolist():
+            self._buckets[bucket].inc(int(counts[bucket]))
+        self._sum.inc(float(values.sum()))
+
+
+class Tally:
+    """Values on their way into one histogram."""
+
+    def __init__(self, histogram: BulkHistogram) -> None:
+        self._histogram = histogram
+        self._arrays: list[NDArray[np.float64]] = []
+        self._scalars: list[float] = []
+        self._size = 0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Adds an array."""
+        self._arrays.append(values)
+        self._size += len(values)
+        if self._size >= _FOLD_AT:
+            self.flush()
+
+    def add_one(self, value: float) -> None:
+        """Adds one value."""
+        self._scalars.append(value)
+        if len(self._scalars) >= _FOLD_AT:
+            self.flush()
+
+    def flush(self) -> int:
+        """Folds everything into the histogram; returns how many values."""
+        values = np.concatenate([*self._arrays, np.array(self._scalars, np.float64)])
+        self._arrays, self._scalars, self._size = [], [], 0
+        if len(values):
+            self._histogram.observe_many(values)
+        return len(values)
+
+
+class ModelMetrics:
+    """The metrics of one model."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        labels = (model, version)
+        self._metrics = metrics
+        self._queue_wait = Tally(metrics.queue_wait.labels(*labels))
+        self._step_compute = Tally(metrics.step_compute.labels(*labels))
+        self._latency = Tally(metrics.latency.labels(*labels))
+        self._batch_size = Tally(metrics.batch_size.labels(*labels))
+        self._observations = metrics.observations.labels(*labels)
+        self._predictions = metrics.predictions.labels(*labels)
+        self._opened = {how: metrics.opened.labels(*labels, how) for how in ("created", "resumed")}
+        self._ended = {how: metrics.ended.labels(*labels, how) for how in ("closed", "expired", "evicted")}
+        self.live = metrics.live.labels(*labels)
+        self.rows_used = metrics.rows_used.labels(*labels)
+        self.rows_free = metrics.rows_free.labels(*labels)
+        self._stepped = 0
+        self._answered = 0
+
+    def step_started(self, now: float, received: NDArray[np.float64]) -> float:
+        """Notes how long a batch waited; returns the start of its step."""
+        self._queue_wait.add(now - received)
+        return time.perf_counter()
+
+    def step_finished(self, start: float, rows: int) -> None:
+        """Notes a step of `rows` rows."""
+        self._step_compute.add_one(time.perf_counter() - start)
+        self._batch_size.add_one(rows)
+        self._stepped += rows
+
+    def observed(self, latencies: NDArray[np.float64]) -> None:
+        """Notes answers handed to the transport, seconds since their receipt."""
+        self._latency.add(latencies)
+        self._answered += len(latencies)
+
+    def fault(self, error: ServerError) -> None:
+        """Counts an error."""
+        self._metrics.fault(error)
+
+    def opened(self, how: str, count: int) -> None:
+        """Counts sessions created or resumed."""
+        self._opened[how].inc(count)
+
+    def ended(self, how: str, count: int) -> None:
+        """Counts sessions closed, expired or evicted."""
+        self._ended[how].inc(count)
+
+    def flush(self, used: int, free: int) -> None:
+        """Brings what gathered, and the rows used and free, to Prometheus."""
+        for tally in (self._queue_wait, self._step_compute, self._latency, self._batch_size):
+            tally.flush()
+        self._observations.inc(self._stepped)
+        self._predictions.inc(self._answered)
+        self._stepped = self._answered = 0
+        self.live.set(used)
+        self.rows_used.set(used)
+        self.rows_free.set(free)
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        model = ("model", "version")
+
+        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> BulkHistogram:
+            return BulkHistogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
+
+        self.queue_wait = histogram("hiddenstate_queue_wait_seconds", "Receipt to start of the step.", model, SECONDS)
+        self.step_compute = histogram("hiddenstate_step_compute_seconds", "One batched step.", model, SECONDS)
+        self.latency = histogram(
+            "hiddenstate_observation_latency_seconds", "Receipt to the answer's hand-over to the transport.", model, SECONDS
+        )
+        self.batch_size = histogram("hiddenstate_batch_size_rows", "Rows stepped together.", model, ROWS)
+        self.frame_size = histogram("hiddenstate_frame_size_rows", "Rows of an observe frame.", (), ROWS)
+        self.observations = counter("hiddenstate_observations_total", "Observations applied.", *model)
+        self.predictions = counter("hiddenstate_predictions_total", "Predictions handed to the transport.", *model)
+        self.errors = counter("hiddenstate_errors_total", "Errors answered, by reason.", "reason")
+        self.opened = counter("hiddenstate_sessions_opened_total", "Sessions created or resumed.", *model, "how")
+        self.ended = counter("hiddenstate_sessions_ended_total", "Sessions ended.", *model, "reason")
+        self.live = gauge("hiddenstate_live_sessions", "Sessions now.", *model)
+        self.rows_used = gauge("hiddenstate_arena_rows_used", "Arena rows held by sessions.", *model)
+        self.rows_free = gauge("hiddenstate_arena_rows_free", "Arena rows free.", *model)
+        self.build_info = gauge("hiddenstate_build_info", "1 for each process of this version.", "version")
+        self.model_info = gauge(
+            "hiddenstate_model_info", "1 for each process serving the model.", *model, "task", "runtime"
+        )
+        self._frame_size = Tally(self.frame_size)
+        self._errors: defaultdict[str, int] = defaultdict(int)
+        self._models: list[ModelMetrics] = []
+
+    def model(self, name: str, version: str) -> ModelMetrics:
+        """The metrics of a model."""
+        return ModelMetrics(self, name, version)
+
+    def frame(self, rows: int) -> None:
+        """Notes an observe frame."""
+        self._frame_size.add_one(rows)
+
+    def fault(self, error: ServerError) -> None:
+        """Counts an error."""
+        self._errors[error.reason] += 1
+
+    def flush(self) -> None:
+        """Brings what gathered to Prometheus."""
+        self._frame_size.flush()
+        for reason, count in self._errors.items():
+            self.errors.labels(reason).inc(count)
+        self._errors.clear()

@@ -1,0 +1,370 @@
+"""One model being served: its sessions' rows, what is queued for them, and the tick that steps them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiddenstate_server import errors
+from hiddenstate_server.arena import Arena
+from hiddenstate_server.engine import Engine
+from hiddenstate_server.frames import handle_bytes, step_bytes
+from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime
+from hiddenstate_server.scheduler import CLOSE, HOLD, KIND, OBSERVE, PEEK, WORDS, Batch, FlagArray, Scheduler, runs_of
+from hiddenstate_server.sessions import SessionTable
+from hiddenstate_server.streams import RUN_ANSWER_ROWS, Part, Stream
+
+if TYPE_CHECKING:
+    from hiddenstate_server.metrics import ModelMetrics
+
+log = logging.getLogger(__name__)
+
+_SMALL_FRAME = 4
+"""Up to this many rows, checking one by one beats a dozen array operations."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, as clients see it."""
+
+    name: str
+    version: str
+    task: Literal["next-word", "next-value"]
+    description: str
+    parameters: int
+    state_size: int
+    vocabulary: tuple[str, ...] = ()
+    lowercase: bool = False
+    unknown_token: int = 0
+    end_token: int = 0
+    word_pattern: str = ""
+    columns: tuple[str, ...] = ()
+    targets: tuple[int, ...] = ()
+    token_ids: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def empty_input(self) -> InputArray:
+        """[0] tokens or [0, columns] values."""
+        if self.task == "next-word":
+            return np.empty(0, np.int64)
+        return np.empty((0, len(self.columns)), np.float64)
+
+    def invalid(self, inputs: InputArray) -> NDArray[np.bool_]:
+        """[n]: which inputs the model cannot take."""
+        if self.task == "next-word":
+            return (inputs < 0) | (inputs >= len(self.vocabulary))
+        return np.isinf(inputs).any(axis=1)
+
+    def tokens(self, words: Sequence[str]) -> NDArray[np.int64]:
+        """Ids of words; the unknown token where a word is not in the vocabulary."""
+        ids, unknown = self.token_ids, self.unknown_token
+        if self.lowercase:
+            words = [word.lower() for word in words]
+        return np.array([ids.get(word, unknown) for word in words], np.int64)
+
+
+@dataclass(frozen=True)
+class Backlogs:
+    """How many accepted rows may wait."""
+
+    session: int
+    stream: int
+
+
+class ServedModel:
+    """Rows 0..capacity-1 of this model are `base`.. among all models of the process."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        runtime: Runtime,
+        *,
+        capacity: int,
+        max_batch: int,
+        base: int,
+        streams: Mapping[int, Stream],
+        backlogs: Backlogs,
+        metrics: ModelMetrics,
+    ) -> None:
+        self.info = info
+        self.runtime = runtime
+        self.base = base
+        self.capacity = capacity
+        self.arena = Arena(capacity, *runtime.initial())
+        self.engine = Engine(runtime, self.arena, max_batch)
+        self.table = SessionTable(capacity)
+        self.scheduler = Scheduler(capacity, info.empty_input)
+        self.metrics = metrics
+        self._streams = streams
+        self._backlogs = backlogs
+        self._fields = self.arena.outputs._fields
+
+    @property
+    def top_k(self) -> int:
+        """Words in a prediction."""
+        return int(self.arena.outputs[1].shape[1])
+
+    # frames in
+
+    def observe(
+        self,
+        stream: Stream,
+        rows: RowArray,
+        steps: NDArray[np.int64] | None,
+        inputs: InputArray,
+        flags: int,
+        now: float,
+    ) -> None:
+        """Queues a frame's rows (of live sessions of this stream), each refused alone where it must be."""
+        invalid = self.info.invalid(inputs)
+        if len(rows) <= _SMALL_FRAME or not self._observe_columns(stream, rows, steps, inputs, invalid, flags, now):
+            self._observe_rows(stream, rows, steps, inputs, invalid, flags, now)
+
+    def _observe_columns(
+        self,
+        stream: Stream,
+        rows: RowArray,
+        steps: NDArray[np.int64] | None,
+        inputs: InputArray,
+        invalid: NDArray[np.bool_],
+        flags: int,
+        now: float,
+    ) -> bool:
+        """Queues the whole frame at once if nothing in it needs a closer look."""
+        table, scheduler, count = self.table, self.scheduler, len(rows)
+        if invalid.any() or table.closing[rows].any() or stream.backlog + count > self._backlogs.stream:
+            return False
+        runs = None if scheduler.distinct(rows) else runs_of(rows)
+        following = table.accepted[rows] + 1
+        waiting = scheduler.pending[rows]
+        if runs is not None:
+            ordinals = runs.ordinals()
+            following += ordinals
+            waiting += ordinals
+        if (waiting >= self._backlogs.session).any():
+            return False
+        if steps is not None and not np.array_equal(steps, following):
+            return False
+        # Of a session's several rows the last is written last, and has the highest step.
+        table.accepted[rows] = following
+        stream.backlog += count
+        row_flags = flags if runs is None else flags | np.where(runs.held(), HOLD, 0).astype(np.uint8)
+        scheduler.add(rows, inputs, row_flags, now, runs)
+        return True
+
+    def _observe_rows(
+        self,
+        stream: Stream,
+        rows: RowArray,
+        steps: NDArray[np.int64] | None,
+        inputs: InputArray,
+        invalid: NDArray[np.bool_],
+        flags: int,
+        now: float,
+    ) -> None:
+        table, pending = self.table, self.scheduler.pending
+        accepted: list[int] = []
+        repeated: list[int] = []
+        added: dict[int, int] = {}
+        for index, row in enumerate(rows.tolist()):
+            expected = int(table.accepted[row]) + 1
+            step = expected if steps is None else int(steps[index])
+            try:
+                if table.closing[row]:
+                    raise errors.SessionClosed("the session is being closed; open a new one")
+                if invalid[index]:
+                    raise self._invalid_input(inputs[index])
+                if step != expected:
+                    if self._is_repeat(row, step, expected):
+                        repeated.append(index)
+                    continue
+                if pending[row] + added.get(row, 0) >= self._backlogs.session:
+                    raise errors.SessionBacklog(
+                        f"{self._backlogs.session} observations wait in the session; wait for answers",
+                        limit=self._backlogs.session,
+                    )
+                self.check_stream_backlog(stream)
+            except errors.ServerError as error:
+                self.metrics.fault(error)
+                stream.fault(error, int(table.handle[row]), step if steps is None or step > 0 else 0)
+                continue
+            table.accepted[row] = step
+            added[row] = added.get(row, 0) + 1
+            stream.backlog += 1
+            accepted.append(index)
+        if repeated:
+            self._answer_repeats(stream, rows[repeated], flags, now)
+        if len(accepted) == len(rows):
+            self._enqueue(rows, inputs, flags, now)
+        elif accepted:
+            self._enqueue(rows[accepted], inputs[accepted], flags, now)
+
+    def check_stream_backlog(self, stream: Stream) -> None:
+        """Raises StreamBacklog unless the stream may have one more row under way."""
+        if stream.backlog >= self._backlogs.stream:
+            raise errors.StreamBacklog(
+                f"{self._backlogs.stream} observations wait on the stream; wait for answers",
+                limit=self._backlogs.stream,
+            )
+
+    def _enqueue(self, rows: RowArray, inputs: InputArray | None, flags: int, now: float) -> None:
+        if self.scheduler.distinct(rows):
+            self.scheduler.add(rows, inputs, flags, now)
+            return
+        runs = runs_of(rows)
+        held = np.where(runs.held(), HOLD, 0).astype(np.uint8) if flags & KIND == OBSERVE else np.uint8(0)
+        self.scheduler.add(rows, inputs, flags | held, now, runs)
+
+    def _invalid_input(self, value: Any) -> errors.InputInvalid:
+        if self.info.task == "next-word":
+            last = len(self.info.vocabulary) - 1
+            return errors.InputInvalid(f"token {value} is outside the vocabulary; send 0 to {last}")
+        return errors.InputInvalid("a value is infinite; send a finite number, or NaN for a missing one")
+
+    def _is_repeat(self, row: int, step: int, expected: int) -> bool:
+        """Whether a step other than the expected one is the last applied; False if its answer is on the way."""
+        applied = int(self.table.applied[row])
+        if step < 0 or step > expected:
+            raise errors.StepGap(f"step {expected} comes next; send it first", expected=expected)
+        if step == applied and step > 0:
+            return True
+        if step > applied:
+            return False
+        raise errors.StepAlreadyApplied(
+            f"step {step} is older than the last applied, {applied}; only that one can be asked for again",
+            step=applied,
+        )
+
+    def _answer_repeats(self, stream: Stream, rows: RowArray, flags: int, now: float) -> None:
+        self.table.last_use[rows] = now
+        stream.backlog += len(rows)
+        self._deliver(rows, self.engine.last(rows), np.full(len(rows), flags, np.uint8), np.full(len(rows), now))
+
+    def peek(self, stream: Stream, rows: RowArray, with_words: bool, now: float) -> None:
+        """Queues peeks behind what the sessions have."""
+        self._queue_quietly(stream, rows, PEEK | (WORDS if with_words else 0), now)
+
+    def close(self, stream: Stream, rows: RowArray, now: float) -> None:
+        """Queues closes behind what the sessions have; nothing more is accepted for them."""
+        closed = self._queue_quietly(stream, np.unique(rows), CLOSE, now)
+        self.table.closing[closed] = True
+
+    def _queue_quietly(self, stream: Stream, rows: RowArray, flags: int, now: float) -> RowArray:
+        open_ = ~self.table.closing[rows]
+        for handle in self.table.handle[rows[~open_]].tolist():
+            stream.fault(errors.SessionClosed("the session is being closed already"), handle)
+        rows = rows[open_]
+        room = max(0, self._backlogs.stream - stream.backlog) if flags & KIND == PEEK else len(rows)
+        for handle in self.table.handle[rows[room:]].tolist():
+            stream.fault(errors.StreamBacklog("too much waits on the stream; wait for answers"), handle)
+        rows = rows[:room]
+        if len(rows):
+            stream.backlog += len(rows)
+            self._enqueue(rows, None, flags, now)
+        return rows
+
+    # the tick
+
+    def tick(self, now: float) -> RowArray:
+        """Takes one batch, steps it and hands answers to the streams; returns rows whose close is due."""
+        batch = self.scheduler.take(self.engine.max_batch)
+        kinds = batch.flags & KIND
+        self.table.last_use[batch.rows] = now
+        if not kinds.any():
+            self._step(batch, now)
+            return _NO_ROWS
+        for kind, act in ((OBSERVE, self._step), (PEEK, self._peek)):
+            mask = kinds == kind
+            if mask.any():
+                act(Batch(*(column[mask] for column in batch)), now)
+        return batch.rows[kinds == CLOSE]
+
+    def _step(self, batch: Batch, now: float) -> None:
+        start = self.metrics.step_started(now, batch.received)
+        try:
+            outputs = self.engine.step(batch.rows, batch.inputs)
+        except Exception:
+            log.exception("a step of %s failed", self.info.name)
+            self._fail(batch)
+            return
+        self.metrics.step_finished(start, len(batch.rows))
+        self.table.applied[batch.rows] += 1
+        self._deliver(batch.rows, outputs, batch.flags, batch.received)
+
+    def _peek(self, batch: Batch, _now: float) -> None:
+        self._deliver(batch.rows, self.engine.last(batch.rows), batch.flags, batch.received)
+
+    def _fail(self, batch: Batch) -> None:
+        """Answers a failed batch, and what waited behind it, with INTERNAL; the states are as before."""
+        behind = self.drop(batch.rows)
+        error = errors.InternalError("the step failed; the server's log has the details")
+        for row in [*batch.rows.tolist(), *behind.rows.tolist()]:
+            self.metrics.fault(error)
+            stream = self._streams[int(self.table.stream[row])]
+            stream.backlog -= 1
+            stream.fault(error, int(self.table.handle[row]), int(self.table.applied[row]) + 1)
+
+    def _deliver(self, rows: RowArray, outputs: Outputs, flags: FlagArray, received: DoubleArray) -> None:
+        """Packs answers by stream, and by whether they carry words."""
+        keys = self.table.stream[rows]
+        worded = bool((flags & WORDS).any())
+        if worded:
+            keys = 2 * keys + ((flags & WORDS) > 0)
+        if (keys == keys[0]).all():
+            bounds = [0, len(rows)]
+        else:
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            rows, flags, received = rows[order], flags[order], received[order]
+            outputs = type(outputs)(*(column[order] for column in outputs))
+            bounds = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist(), len(rows)]
+        columns = [handle_bytes(self.table.handle[rows]), step_bytes(self.table.applied[rows])]
+        columns += [np.ascontiguousarray(column).tobytes() for column in outputs]
+        widths = [len(column) // len(rows) for column in columns]
+        peeked = bool(flags[0] & KIND == PEEK)
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+            key = int(keys[start])
+            stream = self._streams[key >> 1 if worded else key]
+            part = Part(
+                peeked,
+                self._fields,
+                self.info.vocabulary if flags[start] & WORDS else (),
+                tuple(column[start * width : end * width] for column, width in zip(columns, widths, strict=True)),
+                received[start:end],
+                self.metrics.observed,
+            )
+            stream.answer(part)
+            if stream.unsent >= RUN_ANSWER_ROWS or not (flags[start:end] & HOLD).all():
+                stream.wake()
+
+    # sessions
+
+    def drop(self, rows: RowArray) -> Batch:
+        """Forgets what is queued for these rows; the next step they accept follows the last applied."""
+        dropped = self.scheduler.drop(rows)
+        self.table.accepted[rows] = self.table.applied[rows]
+        self.table.closing[rows] = False
+        return dropped
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless arena, table and scheduler agree."""
+        self.arena.check_integrity()
+        self.scheduler.check_integrity()
+        live = self.table.live()
+        if len(live) != self.arena.used:
+            raise AssertionError(f"{len(live)} sessions hold {self.arena.used} rows")
+        waiting = np.flatnonzero(self.scheduler.pending)
+        if not np.isin(waiting, live).all():
+            raise AssertionError("work is queued for a row without a session")
+        for row in waiting.tolist():
+            stream = self._streams.get(int(self.table.stream[row]))
+            if stream is None or int(stream.lookup(self.table.handle[row : row + 1])[0]) != self.base + row:
+                raise AssertionError("work is queued for a session no stream holds")
+
+
+_NO_ROWS: RowArray = np.empty(0, np.int64)

@@ -1,0 +1,169 @@
+"""What an Open frame does: each handle a session, new or resumed, or a fault of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server import errors, frames
+from hiddenstate_server.model import ServedModel
+from hiddenstate_server.sessions import Ended, Place, make_ids, valid_id
+from hiddenstate_server.streams import Stream, duration
+
+if TYPE_CHECKING:
+    from hiddenstate_server.host import Host
+
+
+Refusals = list[tuple[int, errors.ServerError]]
+
+
+def open_sessions(host: Host, stream: Stream, frame: pb.Open) -> None:
+    """Opens or resumes one session per handle; FrameInvalid or InputInvalid refuse the frame."""
+    handles = frames.handles_of(frame.handles, host.limits.max_frame_rows).tolist()
+    ids = list(frame.session_ids)
+    if ids and len(ids) != len(handles):
+        raise errors.FrameInvalid(f"{len(ids)} session_ids for {len(handles)} handles; send one per handle, or none")
+    lease = _lease(host, frame)
+    refused: Refusals = []
+    usable: list[tuple[int, str]] = []
+    seen: set[int] = set()
+    for handle, session_id in zip(handles, ids or [""] * len(handles), strict=True):
+        try:
+            _check(host, stream, handle, session_id, seen)
+        except errors.ServerError as error:
+            refused.append((handle, error))
+        else:
+            seen.add(handle)
+            usable.append((handle, session_id))
+    if frame.mode == pb.OPEN_MODE_RESUME:
+        refused += _resume(host, stream, usable, frame, lease)
+    else:
+        refused += _create(host, stream, usable, frame, lease)
+    for handle, error in refused:
+        host.metrics.fault(error)
+        stream.fault(error, handle)
+
+
+def _lease(host: Host, frame: pb.Open) -> float | None:
+    """Seconds asked for, capped; None if left to the server."""
+    if not frame.HasField("idle_timeout"):
+        return None
+    seconds = frame.idle_timeout.ToNanoseconds() / 1e9
+    if seconds <= 0:
+        raise errors.InputInvalid(f"idle_timeout is {seconds} s; ask for a positive one, or leave it out")
+    return min(seconds, host.limits.max_idle_timeout)
+
+
+def _check(host: Host, stream: Stream, handle: int, session_id: str, seen: set[int]) -> None:
+    if host.draining:
+        raise errors.Draining("the server is going away; open the session on another one")
+    if handle >= stream.max_sessions:
+        raise errors.HandleInUse(f"handles go from 0 to {stream.max_sessions - 1}; choose a small one")
+    if handle in seen or stream.is_bound(handle):
+        raise errors.HandleInUse(f"handle {handle} is open on this stream; close it first or choose another")
+    if session_id and not valid_id(session_id):
+        raise errors.InputInvalid("a session id has 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+
+
+def _create(
+    host: Host, stream: Stream, usable: list[tuple[int, str]], frame: pb.Open, lease: float | None
+) -> Refusals:
+    try:
+        model = host.model(frame.model, frame.version)
+    except errors.ModelNotFound as error:
+        return [(handle, error) for handle, _ in usable]
+    refused: Refusals = []
+    new: dict[str, int] = {}
+    for (handle, session_id), made in zip(usable, make_ids(len(usable)), strict=True):
+        session_id = session_id or made
+        if session_id in new or host.directory.get(session_id) is not None:
+            refused.append((handle, errors.SessionExists(f"session {session_id!r} is live; resume it or choose another id")))
+        else:
+            new[session_id] = handle
+    _make_room(host, model, len(new))
+    places = model.arena.free
+    for session_id, handle in list(new.items())[places:]:
+        del new[session_id]
+        refused.append((handle, errors.SessionLimit(
+            f"{model.capacity} sessions of {model.info.name} are live, the limit; close some or try again later",
+            limit=model.capacity,
+        )))  # fmt: skip
+    if new:
+        _start(host, stream, model, new, host.limits.idle_timeout if lease is None else lease)
+    return refused
+
+
+def _make_room(host: Host, model: ServedModel, count: int) -> None:
+    """Evicts detached sessions, those used longest ago first, until `count` more fit or none is left."""
+    lacking = count - model.arena.free
+    if lacking > 0:
+        evicted = model.table.least_recently_used(lacking)
+        if len(evicted):
+            host.end(model, evicted, Ended.EVICTED)
+
+
+def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], lease: float) -> None:
+    rows = model.arena.allocate(len(new))
+    handles = np.fromiter(new.values(), np.uint32, len(new))
+    model.table.start(rows, list(new), lease, host.clock())
+    model.table.attach(rows, stream.number, handles)
+    for (session_id, handle), row in zip(new.items(), rows.tolist(), strict=True):
+        host.directory.add(session_id, Place(model, row))
+        stream.bind(handle, model.base + row)
+    model.metrics.opened("created", len(new))
+    stream.opened(_opened(model, handles, list(new), np.zeros(len(new), np.int64), lease))
+
+
+def _resume(
+    host: Host, stream: Stream, usable: list[tuple[int, str]], frame: pb.Open, lease: float | None
+) -> Refusals:
+    refused: Refusals = []
+    for handle, session_id in usable:
+        try:
+            place = host.directory.find(session_id)
+            _check_model(place, session_id, frame)
+        except errors.ServerError as error:
+            refused.append((handle, error))
+            continue
+        _take_over(host, stream, handle, place, lease)
+    return refused
+
+
+def _check_model(place: Place, session_id: str, frame: pb.Open) -> None:
+    info = place.model.info
+    if (frame.model and frame.model != info.name) or (frame.version and frame.version != info.version):
+        raise errors.SessionNotFound(
+            f"session {session_id!r} belongs to {info.name}/{info.version}; name that model, or none, to resume it"
+        )
+
+
+def _take_over(host: Host, stream: Stream, handle: int, place: Place, lease: float | None) -> None:
+    model, row = place
+    table, rows, now = model.table, np.array([place.row]), host.clock()
+    holder = host.streams.get(int(table.stream[row]))
+    if holder is not None:
+        holder.backlog -= len(model.drop(rows).rows)
+        old_handle = int(table.handle[row])
+        holder.unbind(old_handle, Ended.TAKEN_OVER)
+        host.metrics.fault(Ended.TAKEN_OVER.error())
+        holder.fault(Ended.TAKEN_OVER.error(), old_handle)
+    if lease is not None:
+        table.lease[row] = lease
+    table.last_use[row] = now
+    table.attach(rows, stream.number, np.array([handle], np.uint32))
+    stream.bind(handle, model.base + row)
+    model.metrics.opened("resumed", 1)
+    stream.opened(_opened(model, table.handle[rows], [table.ids[row]], table.applied[rows], float(table.lease[row])))
+
+
+def _opened(model: ServedModel, handles: np.ndarray, ids: list[str], steps: np.ndarray, lease: float) -> pb.Opened:
+    return pb.Opened(
+        handles=frames.handle_bytes(handles),
+        session_ids=ids,
+        steps=frames.step_bytes(steps),
+        model=model.info.name,
+        version=model.info.version,
+        idle_timeout=duration(lease),
+    )

@@ -1,0 +1,111 @@
+"""The model folder: NAME/VERSION bundles, loaded, checked and turned into runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from hiddenstate_models.bundle import INT8_STEP_FILE, STEP_FILE, Bundle
+from hiddenstate_models.errors import BundleError
+
+from hiddenstate_server.engine import calibrated_batch
+from hiddenstate_server.errors import StartError
+from hiddenstate_server.model import ModelInfo
+from hiddenstate_server.runtimes import Runtime
+from hiddenstate_server.settings import Settings
+
+
+class LoadedModel(NamedTuple):
+    """A model ready to be served."""
+
+    info: ModelInfo
+    runtime: Runtime
+    max_batch: int
+
+
+def load_models(settings: Settings) -> list[LoadedModel]:
+    """Every bundle of the model folder, by name and version; StartError where one cannot be served."""
+    folders = list(_bundle_folders(settings.model_folder))
+    if not folders:
+        raise StartError(
+            f"{settings.model_folder} holds no model: expected folders NAME/VERSION with a config.json, "
+            "VERSION a positive integer"
+        )
+    return [_load(folder, settings) for folder in folders]
+
+
+def _bundle_folders(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise StartError(f"the model folder {folder} does not exist; name an existing one with --models")
+    for name in sorted(path for path in folder.iterdir() if path.is_dir()):
+        versions = [path for path in name.iterdir() if path.is_dir() and path.name.isdigit() and int(path.name) > 0]
+        yield from sorted(versions, key=lambda path: int(path.name))
+
+
+def _load(folder: Path, settings: Settings) -> LoadedModel:
+    try:
+        bundle = Bundle.load(folder)
+        runtime = _runtime(bundle, settings)
+    except BundleError as error:
+        raise StartError(str(error)) from error
+    info = _info(bundle)
+    example = np.zeros((1, *info.empty_input.shape[1:]), info.empty_input.dtype)
+    return LoadedModel(info, runtime, settings.max_batch or calibrated_batch(runtime, example))
+
+
+def _runtime(bundle: Bundle, settings: Settings) -> Runtime:
+    if settings.runtime == "torch" or (settings.runtime == "auto" and _cuda_available()):
+        from hiddenstate_server.runtimes.torch import TorchRuntime
+
+        return TorchRuntime(bundle, top_k=settings.top_k)
+    from hiddenstate_server.runtimes.onnx import OnnxValues, OnnxWords
+
+    config = bundle.config
+    if settings.precision == "int8" and not bundle.has_int8:
+        raise StartError(f"{bundle.folder} has no int8 step; serve it with --precision fp32 or export it again")
+    path = bundle.folder / (INT8_STEP_FILE if settings.precision == "int8" else STEP_FILE)
+    if config.text is not None:
+        return OnnxWords(
+            path,
+            state_size=config.state_size,
+            top_k=min(settings.top_k, len(bundle.vocabulary)),
+            end_token=config.text.end_token,
+            precision=settings.precision,
+        )
+    assert config.values is not None
+    return OnnxValues(
+        path, state_size=config.state_size, columns=len(config.values.columns), precision=settings.precision
+    )
+
+
+def _cuda_available() -> bool:
+    return False
+
+
+def _info(bundle: Bundle) -> ModelInfo:
+    config = bundle.config
+    network = config.network
+    sizes = "-".join(map(str, network["hidden_sizes"]))
+    description = f"{network['cell'].upper()} {sizes}, {config.parameters:,} parameters"
+    common = {
+        "name": config.name,
+        "version": str(config.version),
+        "description": description,
+        "parameters": config.parameters,
+        "state_size": config.state_size,
+    }
+    if config.text is not None:
+        return ModelInfo(
+            task="next-word",
+            vocabulary=bundle.vocabulary,
+            lowercase=config.text.lowercase,
+            unknown_token=config.text.unknown_token,
+            end_token=config.text.end_token,
+            word_pattern=config.text.word_pattern,
+            token_ids={word: token for token, word in enumerate(bundle.vocabulary)},
+            **common,
+        )
+    assert config.values is not None
+    return ModelInfo(task="next-value", columns=config.values.columns, targets=config.values.targets, **common)

@@ -1,0 +1,54 @@
+"""Runtimes: what does the arithmetic of one step for a batch of rows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+DoubleArray: TypeAlias = NDArray[np.float64]
+RowArray: TypeAlias = NDArray[np.int64]
+InputArray: TypeAlias = NDArray[Any]
+
+
+class WordOutputs(NamedTuple):
+    """Columns of a next-word step of n rows."""
+
+    surprises: FloatArray
+    """[n], nats."""
+    top_tokens: NDArray[np.int32]
+    """[n, k], best first."""
+    top_probabilities: FloatArray
+    """[n, k], over the full vocabulary."""
+
+
+class ValueOutputs(NamedTuple):
+    """Columns of a next-value step of n rows, in the sender's units."""
+
+    surprises: FloatArray
+    """[n], nats."""
+    locations: DoubleArray
+    """[n, targets]."""
+    scales: DoubleArray
+    """[n, targets]."""
+    degrees_of_freedom: FloatArray
+    """[n, targets], infinite for a Gaussian."""
+
+
+Outputs: TypeAlias = WordOutputs | ValueOutputs
+
+
+class Runtime(Protocol):
+    """One step of one model for any number of sessions at once."""
+
+    state_size: int
+    description: str
+    """For people: library, device, precision."""
+
+    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
+        """Steps n rows: int64 [n] tokens or float64 [n, columns] values, and float32 [n, state_size]."""
+
+    def initial(self) -> tuple[Outputs, FloatArray]:
+        """One row each: what a new session starts with."""

@@ -1,0 +1,239 @@
+"""Which queued work goes into the next tick: at most one item of a session, in the order sent.
+
+Items live in columns. Those of one session form a chain (`_next`), and only the first of a chain is in the
+ready queue; when it is taken, its successor becomes ready for a later tick. So every session stands in the
+ready queue at most once, sessions never wait for each other's chains, and everything is index arithmetic on
+whole arrays: enqueueing a frame or taking a batch costs no Python per item.
+
+The ready queue holds chunks (arrays of slots). A chunk too long for a tick is cut, and its rest goes to the
+back of the queue, which keeps one long frame from holding up the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiddenstate_server.runtimes import DoubleArray, InputArray, RowArray
+
+OBSERVE, PEEK, CLOSE = 0, 1, 2
+KIND = 0b0011
+HOLD = 0b0100
+"""More of the same session's run follows: the answer may wait for it."""
+WORDS = 0b1000
+"""Answer with words beside the tokens."""
+
+FlagArray = NDArray[np.uint8]
+SlotArray = NDArray[np.int64]
+
+_NONE = -1
+
+
+class Batch(NamedTuple):
+    """Work of one tick; no row stands in it twice."""
+
+    rows: RowArray
+    inputs: InputArray
+    flags: FlagArray
+    received: DoubleArray
+    """Seconds of the monotonic clock."""
+
+
+class Runs(NamedTuple):
+    """A frame's rows grouped by session, keeping the order inside each."""
+
+    order: SlotArray
+    """Positions in the frame, sorted by row."""
+    first: NDArray[np.bool_]
+    """Over the sorted positions: the first of its row."""
+    last: NDArray[np.bool_]
+    """Over the sorted positions: the last of its row."""
+
+    def ordinals(self) -> SlotArray:
+        """[n] in frame order: how many earlier rows of the frame have the same session."""
+        positions = np.arange(len(self.order))
+        starts = np.maximum.accumulate(np.where(self.first, positions, 0))
+        ordinals = np.empty_like(positions)
+        ordinals[self.order] = positions - starts
+        return ordinals
+
+    def held(self) -> NDArray[np.bool_]:
+        """[n] in frame order: whether a later row of the frame has the same session."""
+        held = np.empty(len(self.order), np.bool_)
+        held[self.order] = ~self.last
+        return held
+
+
+def runs_of(rows: RowArray) -> Runs:
+    """Groups `rows` [n] by value, stably."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    boundary = np.empty(len(rows) + 1, np.bool_)
+    boundary[0] = boundary[-1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=boundary[1:-1])
+    return Runs(order, boundary[:-1], boundary[1:])
+
+
+class Scheduler:
+    """Queued items of one model. `capacity` is the number of sessions' rows."""
+
+    def __init__(self, capacity: int, inputs: InputArray, slots: int = 1024) -> None:
+        """`inputs` is an empty array of the model's input dtype and row shape: [0] or [0, columns]."""
+        self.pending = np.zeros(capacity, np.int64)
+        """Items queued for each row."""
+        self._tail = np.full(capacity, _NONE, np.int64)
+        self._stamp = np.zeros(capacity, np.int64)
+        self._row = np.zeros(slots, np.int64)
+        self._next = np.full(slots, _NONE, np.int64)
+        self._flags = np.zeros(slots, np.uint8)
+        self._received = np.zeros(slots, np.float64)
+        self._inputs = np.zeros((slots, *inputs.shape[1:]), inputs.dtype)
+        self._used = np.zeros(slots, np.bool_)
+        self._free = np.arange(slots - 1, -1, -1)
+        self._free_count = slots
+        self._ready: deque[SlotArray] = deque()
+
+    def __len__(self) -> int:
+        """Items queued in all."""
+        return len(self._free) - self._free_count
+
+    @property
+    def ready(self) -> bool:
+        """Whether a tick would find work."""
+        return bool(self._ready)
+
+    def distinct(self, rows: RowArray) -> bool:
+        """Whether no row stands in `rows` twice."""
+        if len(rows) == 1:
+            return True
+        positions = np.arange(len(rows))
+        self._stamp[rows] = positions
+        return bool((self._stamp[rows] == positions).all())
+
+    def add(
+        self,
+        rows: RowArray,
+        inputs: InputArray | None,
+        flags: FlagArray | int,
+        received: float,
+        runs: Runs | None = None,
+    ) -> None:
+        """Queues n items behind what their rows have; `runs` unless the rows are distinct."""
+        slots = self._allocate(len(rows))
+        self._row[slots] = rows
+        self._next[slots] = _NONE
+        self._flags[slots] = flags
+        self._received[slots] = received
+        self._used[slots] = True
+        if inputs is not None:
+            self._inputs[slots] = inputs
+        if runs is None:
+            self.pending[rows] += 1
+            self._chain(rows, slots, slots)
+            return
+        np.add.at(self.pending, rows, 1)
+        slots = slots[runs.order]
+        inner = ~runs.last[:-1]
+        self._next[slots[:-1][inner]] = slots[1:][inner]
+        self._chain(rows[runs.order][runs.first], slots[runs.first], slots[runs.last])
+
+    def _chain(self, rows: RowArray, heads: SlotArray, tails: SlotArray) -> None:
+        """Appends one chain per row (distinct) to what is queued for it."""
+        ends = self._tail[rows]
+        self._tail[rows] = tails
+        if (ends == _NONE).all():
+            self._ready.append(heads)
+            return
+        waits = ends != _NONE
+        self._next[ends[waits]] = heads[waits]
+        if not waits.all():
+            self._ready.append(heads[~waits])
+
+    def take(self, limit: int) -> Batch:
+        """Removes up to `limit` ready items; what waits behind them becomes ready for the next tick."""
+        slots = self._take_ready(limit)
+        rows = self._row[slots]
+        batch = Batch(rows, self._inputs[slots], self._flags[slots], self._received[slots])
+        self.pending[rows] -= 1
+        following = self._next[slots]
+        if (following == _NONE).all():
+            self._tail[rows] = _NONE
+        else:
+            waits = following != _NONE
+            self._tail[rows[~waits]] = _NONE
+            self._ready.append(following[waits])
+        self._release(slots)
+        return batch
+
+    def _take_ready(self, limit: int) -> SlotArray:
+        chunks: list[SlotArray] = []
+        room = limit
+        while self._ready and room:
+            chunk = self._ready.popleft()
+            if len(chunk) > room:
+                self._ready.append(chunk[room:])
+                chunk = chunk[:room]
+            chunks.append(chunk)
+            room -= len(chunk)
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+    def drop(self, rows: RowArray) -> Batch:
+        """Removes everything queued for these rows, in the order it was queued."""
+        rows = rows[self.pending[rows] > 0]
+        doomed = np.zeros(len(self.pending), np.bool_)
+        doomed[rows] = True
+        slots = np.flatnonzero(self._used & doomed[self._row])
+        slots = slots[np.argsort(self._received[slots], kind="stable")]
+        batch = Batch(self._row[slots], self._inputs[slots], self._flags[slots], self._received[slots])
+        if len(slots) == 0:
+            return batch
+        self.pending[rows] = 0
+        self._tail[rows] = _NONE
+        kept = (chunk[~doomed[self._row[chunk]]] for chunk in self._ready)
+        self._ready = deque(chunk for chunk in kept if len(chunk))
+        self._release(slots)
+        return batch
+
+    def _allocate(self, count: int) -> SlotArray:
+        while count > self._free_count:
+            self._grow()
+        self._free_count -= count
+        return self._free[self._free_count : self._free_count + count].copy()
+
+    def _release(self, slots: SlotArray) -> None:
+        self._used[slots] = False
+        self._free[self._free_count : self._free_count + len(slots)] = slots
+        self._free_count += len(slots)
+
+    def _grow(self) -> None:
+        size = len(self._row)
+        for name in ("_row", "_next", "_flags", "_received", "_inputs", "_used", "_free"):
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
+        self._free[self._free_count : self._free_count + size] = np.arange(2 * size - 1, size - 1, -1)
+        self._free_count += size
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless chains, counts, ready queue and free slots agree."""
+        ready = np.concatenate([*self._ready, np.empty(0, np.int64)]).astype(np.int64)
+        used = np.flatnonzero(self._used)
+        if len(used) != len(self) or self._used[self._free[: self._free_count]].any():
+            raise AssertionError("free slots and used slots disagree")
+        if not self._used[ready].all() or len(np.unique(self._row[ready])) != len(ready):
+            raise AssertionError("a session is ready twice, or with nothing queued")
+        if set(self._row[ready]) != set(np.flatnonzero(self.pending)):
+            raise AssertionError("ready sessions are not those with something pending")
+        for slot in ready.tolist():
+            row, length = self._row[slot], 1
+            while self._next[slot] != _NONE:
+                slot = int(self._next[slot])
+                length += 1
+                if self._row[slot] != row:
+                    raise AssertionError("a chain holds another session's item")
+            if length != self.pending[row] or self._tail[row] != slot:
+                raise AssertionError("a chain is not as long as its session's count")
+        if not (self._tail[self.pending == 0] == _NONE).all():
+            raise AssertionError("a session without work has a chain")

@@ -1,0 +1,91 @@
+"""The gRPC face of a host: one stream handler and the unary calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
+from hiddenstate_server import errors
+from hiddenstate_server.host import Host
+from hiddenstate_server.model import ServedModel
+from hiddenstate_server.streams import Stream
+
+StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamResponse]
+
+
+class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
+    """Streams and unary calls on one host."""
+
+    def __init__(self, host: Host, wake_engine: Callable[[], None]) -> None:
+        self._host = host
+        self._wake_engine = wake_engine
+
+    async def Stream(self, _requests: Any, context: StreamContext) -> None:  # noqa: N802
+        """Reads frames in a task of its own; this coroutine sends."""
+        if self._host.draining:
+            raise errors.Draining("the server is going away; connect to another one")
+        stream = self._host.connect()
+        reading = asyncio.create_task(self._read(stream, context))
+        try:
+            await self._send(stream, context)
+        finally:
+            reading.cancel()
+            self._host.disconnect(stream)
+        if stream.ending is not None:
+            raise stream.ending
+
+    async def _read(self, stream: Stream, context: StreamContext) -> None:
+        try:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                self._host.receive(stream, request)
+                self._wake_engine()
+                await stream.readable()
+        finally:
+            stream.read_all = True
+            stream.wake()
+
+    async def _send(self, stream: Stream, context: StreamContext) -> None:
+        while await stream.sendable():
+            response, parts, rows = stream.take()
+            await context.write(response)
+            stream.sent(parts, rows, self._host.clock())
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+        """Every model, without vocabularies."""
+        return pb.ListModelsResponse(models=[describe(model, vocabulary=False) for model in self._host.models])
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        """One model, with its vocabulary."""
+        return pb.GetModelResponse(model=describe(self._host.model(request.name, request.version)))
+
+
+def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:
+    """A model as clients see it."""
+    info = model.info
+    message = pb.Model(
+        name=info.name,
+        version=info.version,
+        task=pb.TASK_NEXT_WORD if info.task == "next-word" else pb.TASK_NEXT_VALUE,
+        description=info.description,
+        parameters=info.parameters,
+        state_bytes=4 * info.state_size,
+        live_sessions=model.arena.used,
+        runtime=model.runtime.description,
+    )
+    if info.task == "next-word":
+        message.text.lowercase = info.lowercase
+        message.text.unknown_token = info.unknown_token
+        message.text.end_token = info.end_token
+        message.text.word_pattern = info.word_pattern
+        message.text.top_k = model.top_k
+        if vocabulary:
+            message.text.vocabulary.extend(info.vocabulary)
+    else:
+        message.values.columns.extend(info.columns)
+        message.values.targets.extend(info.targets)
+    return message

@@ -1,0 +1,166 @@
+"""Settings by file, environment and flags, each overriding the one before; validated once, then frozen."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from hiddenstate_server.errors import StartError
+from hiddenstate_server.host import Limits
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+
+
+def _seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("give a duration such as 500ms, 90s, 10m or 24h")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _size(value: object) -> object:
+    match = re.fullmatch(r"(\d+)\s*(KiB|MiB)?", value.strip()) if isinstance(value, str) else None
+    return int(match[1]) * {"KiB": 2**10, "MiB": 2**20, None: 1}[match[2]] if match else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Serves recurrent models over gRPC, keeping one hidden state per session.
+
+    Every setting can stand in a TOML file (--config), in the environment (HIDDENSTATE_ and the name in
+    capitals) or on the command line; the later one wins. Durations take ms, s, m, h or d.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: Path | None = Field(None, description="TOML file with any of these settings.")
+    models: Path | None = Field(
+        None, description="Folder of bundles NAME/VERSION; without it, the models that come with the package."
+    )
+    host: str = Field("[::]", description="Address to listen on; [::] is every interface, IPv4 and IPv6.")
+    port: Port = Field(50051, description="Port of the service; 0 takes a free one and prints it.")
+    metrics_port: Port = Field(9090, description="Port of the Prometheus metrics; 0 switches them off.")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Processes that share the port, each with its own sessions. One per core."
+    )
+    runtime: Literal["auto", "onnx", "torch"] = Field(
+        "auto", description="What computes: torch on a CUDA device where there is one, else onnx."
+    )
+    precision: Literal["fp32", "int8"] = Field(
+        "fp32", description="int8 is faster on CPU and slightly less exact (onnx only)."
+    )
+    top_k: Annotated[int, Field(ge=1, le=100)] = Field(5, description="Words in a next-word prediction.")
+    max_sessions: Count = Field(100_000, description="Live sessions per model; beyond, detached ones give way.")
+    max_sessions_per_stream: Count = Field(65_536, description="Sessions a stream may hold.")
+    max_session_backlog: Count = Field(16_384, description="Observations that may wait in a session.")
+    max_stream_backlog: Count = Field(65_536, description="Observations of a stream that may await answers.")
+    max_frame_rows: Count = Field(16_384, description="Rows in a frame.")
+    max_message_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024)] = Field(
+        4 * 2**20, description="Bytes in a message; takes KiB and MiB."
+    )
+    max_batch: Annotated[int, Field(ge=0, le=65_536)] = Field(
+        0, description="Rows stepped together; 0 finds what keeps a step at about 4 ms."
+    )
+    idle_timeout: Seconds = Field(600.0, description="Lease of a session whose client asks for none.")
+    max_idle_timeout: Seconds = Field(86_400.0, description="Longest lease a client gets.")
+    detach_timeout: Seconds = Field(60.0, description="How long a session waits to be resumed after its stream.")
+    drain_timeout: Seconds = Field(30.0, description="How long SIGTERM lets work under way finish.")
+    log_format: Literal["console", "json"] = Field("console", description="Logs for people or programs.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log shown.")
+
+    @model_validator(mode="after")
+    def _lease_within_maximum(self) -> Settings:
+        if self.idle_timeout > self.max_idle_timeout:
+            raise ValueError("idle_timeout is longer than max_idle_timeout; lower one or raise the other")
+        return self
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of bundles to serve."""
+        from hiddenstate_models.bundle import shipped_bundles
+
+        return self.models or shipped_bundles()
+
+    @property
+    def limits(self) -> Limits:
+        """The part clients feel."""
+        return Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})
+
+
+def load(arguments: Sequence[str]) -> Settings:
+    """Settings from a file, the environment and these command-line arguments.
+
+    Raises StartError with one sentence where something is wrong; `--help` and unknown flags exit.
+    """
+    path = _config_path(arguments)
+
+    class Sources(Settings, BaseSettings):
+        __doc__ = Settings.__doc__
+        model_config = SettingsConfigDict(
+            env_prefix="HIDDENSTATE_",
+            cli_prog_name="hiddenstate-server",
+            cli_kebab_case=True,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flags = CliSettingsSource(settings_cls, cli_parse_args=list(arguments))
+            return flags, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    try:
+        return Settings(**Sources().model_dump())
+    except ValidationError as error:
+        raise StartError(_sentence(error)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise StartError(f"{path} is no TOML file: {error}") from error
+
+
+def _config_path(arguments: Sequence[str]) -> Path | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default=os.environ.get("HIDDENSTATE_CONFIG"))
+    config: str | None = parser.parse_known_args(arguments)[0].config
+    if config is None:
+        return None
+    path = Path(config)
+    if not path.is_file():
+        raise StartError(f"the settings file {path} does not exist")
+    return path
+
+
+def _sentence(error: ValidationError) -> str:
+    complaint = error.errors()[0]
+    message = complaint["msg"].removeprefix("Value error, ")
+    where = ".".join(map(str, complaint["loc"]))
+    if complaint["type"] == "extra_forbidden":
+        return f"there is no setting {where!r}; see hiddenstate-server --help"
+    return f"setting {where}: {message}, not {complaint['input']!r}" if where else message

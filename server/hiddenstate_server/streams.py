@@ -1,0 +1,235 @@
+"""One client's stream: its handles, and the reply that gathers until the transport takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf import duration_pb2
+from numpy.typing import NDArray
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server.errors import ServerError
+from hiddenstate_server.runtimes import DoubleArray, RowArray
+
+UNKNOWN = -1
+RUN_ANSWER_ROWS = 256
+"""A long run is answered in pieces of about this many rows."""
+_REPLY_BYTES = 1 << 20
+_REPLY_FAULTS = 1024
+
+
+class Part(NamedTuple):
+    """Predictions of some rows of one model for one stream, already packed for the wire."""
+
+    peeked: bool
+    fields: tuple[str, ...]
+    """Names of the output columns."""
+    vocabulary: Sequence[str]
+    """Words to answer with beside the tokens; empty for none."""
+    columns: tuple[bytes, ...]
+    """Handles, steps, then the output columns."""
+    received: DoubleArray
+    """Monotonic seconds at which each row came in."""
+    observe_latency: Callable[[DoubleArray], None]
+    """Told the seconds from receipt to hand-over, once handed over."""
+
+
+class Stream:
+    """Handles of one stream as a column of rows, work under way, and what is to be sent next.
+
+    `backlog` counts the rows accepted whose answers the transport has not taken; `unsent` counts the
+    entries that wait for the transport.
+    """
+
+    def __init__(self, number: int, max_sessions: int, max_unsent: int) -> None:
+        self.number = number
+        self.max_sessions = max_sessions
+        self.backlog = 0
+        self.unsent = 0
+        self.ending: ServerError | None = None
+        """Set to end the stream from the server's side."""
+        self.read_all = False
+        """The client sends no more."""
+        self._max_unsent = max_unsent
+        # The last element stays UNKNOWN: lookups clip to it.
+        self._rows = np.full(9, UNKNOWN, np.int64)
+        self._parts: deque[Part] = deque()
+        self._faults: deque[pb.Fault] = deque()
+        self._opened: list[pb.Opened] = []
+        self._closed: list[bytes] = []
+        self._leases: list[bytes] = []
+        self._sender: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[None] | None = None
+
+    # handles
+
+    def lookup(self, handles: NDArray[np.uint32]) -> RowArray:
+        """Global row of each handle; UNKNOWN or a value of Ended where there is none."""
+        return self._rows.take(handles, mode="clip")
+
+    def bind(self, handle: int, row: int) -> None:
+        """Gives a handle below `max_sessions` a global row."""
+        if handle >= len(self._rows) - 1:
+            grown = np.full(max(2 * len(self._rows), handle + 2), UNKNOWN, np.int64)
+            grown[: len(self._rows)] = self._rows
+            self._rows = grown
+        self._rows[handle] = row
+
+    def unbind(self, handle: int, ending: int) -> None:
+        """Marks how the handle's session left."""
+        self._rows[handle] = ending
+
+    def is_bound(self, handle: int) -> bool:
+        """Whether the handle has a live session."""
+        return handle < len(self._rows) and bool(self._rows[handle] >= 0)
+
+    def bound_handles(self) -> NDArray[np.int64]:
+        """Handles with live sessions."""
+        return np.flatnonzero(self._rows >= 0)
+
+    def rows(self) -> RowArray:
+        """Global rows of the live sessions."""
+        return self._rows[self._rows >= 0]
+
+    # what is to be sent
+
+    def answer(self, part: Part) -> None:
+        """Adds predictions; they leave at the next wake."""
+        self._parts.append(part)
+        self.unsent += len(part.received)
+
+    def fault(self, error: ServerError, handle: int | None = None, step: int = 0) -> None:
+        """Adds what went wrong with one session, or with a frame."""
+        self._faults.append(pb.Fault(handle=handle, step=step, status=error.status()))
+        self.unsent += 1
+        self.wake()
+
+    def opened(self, opened: pb.Opened) -> None:
+        """Adds sessions opened."""
+        self._opened.append(opened)
+        self.unsent += 1
+        self.wake()
+
+    def closed(self, handles: bytes) -> None:
+        """Adds sessions closed, uint32 [n]."""
+        self._closed.append(handles)
+        self.unsent += len(handles) // 4
+        self.wake()
+
+    def leases(self, handles: bytes) -> None:
+        """Adds leases renewed, uint32 [n]."""
+        self._leases.append(handles)
+        self.unsent += 1
+        self.wake()
+
+    # the two coroutines of a stream
+
+    def wake(self) -> None:
+        """Lets the sending coroutine look again."""
+        if self._sender is not None and not self._sender.done():
+            self._sender.set_result(None)
+
+    def end(self, error: ServerError) -> None:
+        """Ends the stream with an error as soon as nothing is under way."""
+        self.ending = error
+        self.wake()
+
+    async def sendable(self) -> bool:
+        """Waits for something to send; False when the stream is over and everything is sent."""
+        while not self.unsent:
+            if self.backlog == 0 and (self.read_all or self.ending is not None):
+                return False
+            await self._sleep_sender()
+        return True
+
+    async def _sleep_sender(self) -> None:
+        self._sender = asyncio.get_running_loop().create_future()
+        try:
+            await self._sender
+        finally:
+            self._sender = None
+
+    async def readable(self) -> None:
+        """Waits while more is unsent than the client may leave unread."""
+        while self.unsent > self._max_unsent:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+
+    def take(self) -> tuple[pb.StreamResponse, list[Part], int]:
+        """The next reply frame, of bounded size; its parts and its rows of backlog are for `sent`."""
+        response = pb.StreamResponse()
+        rows, entries, parts = 0, 0, []
+        if self._opened:
+            response.opened.extend(self._opened)
+            entries += len(self._opened)
+            self._opened.clear()
+        if self._parts:
+            parts = self._take_parts()
+            rows += sum(len(part.received) for part in parts)
+            for predictions, peeked in _merged(parts):
+                (response.peeked if peeked else response.observed).append(predictions)
+        if self._closed:
+            response.closed = b"".join(self._closed)
+            rows += len(response.closed) // 4
+            self._closed.clear()
+        if self._leases:
+            response.leases.handles = b"".join(self._leases)
+            entries += len(self._leases)
+            self._leases.clear()
+        for _ in range(min(len(self._faults), _REPLY_FAULTS)):
+            response.faults.append(self._faults.popleft())
+            entries += 1
+        self._unsent_now = rows + entries
+        return response, parts, rows
+
+    def _take_parts(self) -> list[Part]:
+        parts, size = [], 0
+        while self._parts and size < _REPLY_BYTES:
+            part = self._parts.popleft()
+            size += sum(map(len, part.columns))
+            parts.append(part)
+        return parts
+
+    def sent(self, parts: Iterable[Part], rows: int, now: float) -> None:
+        """The transport has taken the reply of the last `take`."""
+        self.backlog -= rows
+        self.unsent -= self._unsent_now
+        for part in parts:
+            if not part.peeked:
+                part.observe_latency(now - part.received)
+        if self._reader is not None and not self._reader.done() and self.unsent <= self._max_unsent:
+            self._reader.set_result(None)
+
+
+def _merged(parts: Sequence[Part]) -> Iterable[tuple[pb.Predictions, bool]]:
+    if len(parts) == 1:
+        return [(_predictions(parts), parts[0].peeked)]
+    groups: dict[tuple[bool, tuple[str, ...], int, int], list[Part]] = {}
+    for part in parts:
+        key = (part.peeked, part.fields, id(part.observe_latency), id(part.vocabulary))
+        groups.setdefault(key, []).append(part)
+    return [(_predictions(group), group[0].peeked) for group in groups.values()]
+
+
+def _predictions(parts: Sequence[Part]) -> pb.Predictions:
+    first = parts[0]
+    columns = first.columns if len(parts) == 1 else [b"".join(pieces) for pieces in zip(*(p.columns for p in parts))]
+    predictions = pb.Predictions(handles=columns[0], steps=columns[1], **dict(zip(first.fields, columns[2:], strict=True)))
+    if first.vocabulary:
+        words = first.vocabulary
+        predictions.top_words.extend(words[token] for token in np.frombuffer(predictions.top_tokens, "<i4").tolist())
+    return predictions
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """Seconds as a protobuf duration."""
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message

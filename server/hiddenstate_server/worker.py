@@ -1,0 +1,150 @@
+"""One serving process: loads the models, runs the engine and the gRPC server in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
+from hiddenstate_server import __version__, errors
+from hiddenstate_server.host import Host
+from hiddenstate_server.metrics import Metrics
+from hiddenstate_server.repository import LoadedModel
+from hiddenstate_server.service import HiddenStateService
+from hiddenstate_server.settings import Settings
+
+log = structlog.get_logger("hiddenstate_server")
+SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"].full_name
+_HOUSEKEEPING_SECONDS = 0.25
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class Worker:
+    """A host behind a gRPC server. `start`, then `run` until `drain` has finished."""
+
+    def __init__(self, settings: Settings, models: Sequence[LoadedModel]) -> None:
+        self.host = Host(settings.limits, Metrics())
+        for model in models:
+            self.host.add_model(*model)
+        self._settings = settings
+        self._work: asyncio.Future[None] | None = None
+        self._health = HealthServicer()
+        self._drained = asyncio.Event()
+
+    async def start(self, address: str, *, share_port: bool) -> int:
+        """Listens on host:port; returns the port. StartError if it is taken."""
+        self._server = grpc.aio.server(
+            interceptors=[errors.ErrorInterceptor()],
+            options=[
+                *_KEEPALIVE,
+                ("grpc.so_reuseport", int(share_port)),
+                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+            ],
+        )
+        pb_grpc.add_HiddenStateServiceServicer_to_server(HiddenStateService(self.host, self._wake), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
+        )
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise errors.StartError(
+                f"cannot listen on {address}: the address is in use or not this machine's; choose another --port or --host"
+            ) from error
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        gc.collect()
+        gc.freeze()
+        return port
+
+    async def run(self) -> None:
+        """Serves until drained."""
+        tasks = [asyncio.create_task(self._run_engine()), asyncio.create_task(self._keep_house())]
+        drained = asyncio.create_task(self._drained.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, drained], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (*tasks, drained):
+                task.cancel()
+            await self._server.stop(0)
+            self.host.flush_metrics()
+
+    async def drain(self) -> None:
+        """Refuses new sessions, answers what is under way, then lets `run` return."""
+        self.host.draining = True
+        log.info("draining", streams=len(self.host.streams), seconds=self._settings.drain_timeout)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        for stream in self.host.streams.values():
+            stream.end(errors.Draining("the server is going away; connect to another one and resume there"))
+        deadline = self.host.clock() + self._settings.drain_timeout
+        while self.host.streams and self.host.clock() < deadline:
+            await asyncio.sleep(0.01)
+        self._drained.set()
+
+    def _wake(self) -> None:
+        if self._work is not None and not self._work.done():
+            self._work.set_result(None)
+
+    async def _run_engine(self) -> None:
+        host, loop = self.host, asyncio.get_running_loop()
+        while True:
+            if not host.ready:
+                self._work = loop.create_future()
+                await self._work
+                self._work = None
+            host.tick()
+            # Lets the loop read what has come in meanwhile: it is the next batch.
+            await asyncio.sleep(0)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            self.host.expire()
+            self.host.flush_metrics()
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE, *{model.info.name for model in self.host.models}):
+            await self._health.set(name, status)
+
+
+async def serve(settings: Settings, models: Sequence[LoadedModel]) -> None:
+    """Serves until SIGTERM or SIGINT, printing one line when ready."""
+    worker = Worker(settings, models)
+    port = await worker.start(f"{settings.host}:{settings.port}", share_port=False)
+    loop = asyncio.get_running_loop()
+    draining: list[asyncio.Task[None]] = []
+
+    def drain() -> None:
+        if not draining:
+            draining.append(asyncio.create_task(worker.drain()))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, drain)
+    print(ready_line(f"{settings.host}:{port}", models), flush=True)
+    await worker.run()
+
+
+def ready_line(address: str, models: Sequence[LoadedModel]) -> str:
+    """Where the server listens and what it serves."""
+    names = ", ".join(f"{model.info.name}/{model.info.version} ({model.runtime.description})" for model in models)
+    return f"hiddenstate-server {__version__} ready on {address}, serving {names}"
