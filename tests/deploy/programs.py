@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,7 +31,7 @@ class Stage(NamedTuple):
 
 def dockerfile_stages() -> dict[str, Stage]:
     """The stages of deploy/Dockerfile by name, in order."""
-    parser = DockerfileParser(fileobj=io.BytesIO((ROOT / "deploy/Dockerfile").read_bytes()))
+    parser = DockerfileParser(fileobj=io.StringIO((ROOT / "deploy/Dockerfile").read_text()))
     stages: dict[str, Stage] = {}
     for line in parser.structure:
         instruction, value = line["instruction"], line["value"]
@@ -38,7 +39,7 @@ def dockerfile_stages() -> dict[str, Stage]:
             parent, _, name = value.split()
             stages[name] = stage = Stage(parent, dict(stages[parent].env) if parent in stages else {}, [])
         elif instruction == "ENV":
-            stage.env.update(pair.split("=", 1) for pair in value.split())
+            stage.env.update(re.findall(r"(\w+)=(\S+)", value))
         elif instruction != "COMMENT":
             stage.instructions.append((instruction, value))
     return stages
