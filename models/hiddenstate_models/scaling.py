@@ -73,16 +73,15 @@ class OnlineScaling(nn.Module):
     def step(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
         """Scale one row, float64 [B, columns], from state float32 [B, state_size]; zeros are a new session."""
         batch, columns = values.shape
-        seen, moves, spreads, high, low = state.view(batch, -1, columns).split(STATE_ROWS, dim=1)
+        rows = state.view(batch, sum(STATE_ROWS), columns)
+        seen, moves, spreads, high, low = torch.split(rows, list(STATE_ROWS), dim=1)
         references = high.double() + low.double()  # (B, 1 + levels, columns): last value, moving averages
 
         values = values.unsqueeze(1)
         missing = values.isnan()
         values = torch.where(missing, references[:, :1], values)
         values_high, values_low = _split(values)
-        values = (
-            values_high.double() + values_low.double()
-        )  # as it will be remembered, or it would seem to move
+        values = values_high.double() + values_low.double()  # as it will be remembered, or it would seem to move
         references = torch.where(seen == 0, values, references)
         deviations = values - references
         moved = (deviations[:, :1] != 0).float()

@@ -1,0 +1,100 @@
+"""The next-value network: online scaling -> LSTM or GRU stack -> a distribution for every target."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiddenstate_models.cells import CELLS
+from hiddenstate_models.distributions import PARAMETERS, Prediction, in_units, read_head
+from hiddenstate_models.scaling import OnlineScaling, Scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextValueConfig:
+    """A network that reads rows of `columns` values and predicts the next of those at the indices `targets`."""
+
+    cell: Literal["lstm", "gru"] = "gru"
+    hidden_sizes: tuple[int, ...] = (64,)
+    projection: int | None = None
+    dropout: float = 0.0
+    columns: int = 1
+    targets: tuple[int, ...] = (0,)
+    distribution: Literal["student-t", "gaussian"] = "student-t"
+
+    task: Literal["next-value"] = "next-value"
+
+    def __post_init__(self) -> None:
+        if not self.targets or not all(0 <= target < self.columns for target in self.targets):
+            raise ValueError(f"targets must be indices of the {self.columns} columns, not {self.targets}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self) | {"hidden_sizes": list(self.hidden_sizes), "targets": list(self.targets)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        tuples = {name: tuple(fields[name]) for name in ("hidden_sizes", "targets")}
+        return cls(**{**fields, **tuples})
+
+
+class Forecast(NamedTuple):
+    """Predictions in scaled units, and what makes them values: anchors + units * location, of every target."""
+
+    scaled: Prediction
+    anchors: Tensor
+    """float64 [..., targets]; NaN before a column's first value."""
+    units: Tensor
+    """float64 [..., targets]."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """In the client's units, locations and scales float64."""
+        return in_units(self.scaled, self.anchors, self.units)
+
+
+class NextValueNetwork(nn.Module):
+    """Scaling, cells and head as one; `forward` and `step` agree. State rows are [recurrent | scaling]."""
+
+    def __init__(self, config: NextValueConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = OnlineScaling(config.columns)
+        self.cells = CELLS[config.cell](
+            self.encoder.feature_size, config.hidden_sizes, projection=config.projection, dropout=config.dropout
+        )
+        self.head = nn.Linear(self.cells.output_size, PARAMETERS[config.distribution] * len(config.targets))
+        self._sizes = [self.cells.state_size, self.encoder.state_size]
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in a session's state."""
+        return sum(self._sizes)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros [batch, state_size]."""
+        return next(self.parameters()).new_zeros(batch, self.state_size)
+
+    def forward(self, values: Tensor, state: Tensor) -> tuple[Forecast, Tensor]:
+        """values float64 [T, B, columns], state [B, state_size] -> forecasts of T next rows, state after the last."""
+        recurrent, scaling = torch.split(state, self._sizes, dim=1)
+        scaled, scaling = self.encoder(values, scaling)
+        outputs, recurrent = self.cells(scaled.features, recurrent)
+        outputs = F.dropout(outputs, self.config.dropout, self.training)
+        return self._forecast(outputs, scaled), torch.cat([recurrent, scaling], dim=1)
+
+    def step(self, values: Tensor, state: Tensor) -> tuple[Forecast, Tensor]:
+        """values float64 [B, columns], state [B, state_size] -> forecast of the next row, state."""
+        recurrent, scaling = torch.split(state, self._sizes, dim=1)
+        scaled, scaling = self.encoder.step(values, scaling)
+        output, recurrent = self.cells.step(scaled.features, recurrent)
+        return self._forecast(output, scaled), torch.cat([recurrent, scaling], dim=1)
+
+    def _forecast(self, outputs: Tensor, scaled: Scaled) -> Forecast:
+        targets = list(self.config.targets)
+        prediction = read_head(self.head(outputs), self.config.distribution)
+        return Forecast(prediction, scaled.anchors[..., targets], scaled.units[..., targets])
