@@ -233,9 +233,7 @@ class Bundle:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleCorruptError(f"{path} is no word-level tokenizer; export the bundle again") from error
         if not complete:
-            raise BundleCorruptError(
-                f"{path} does not number its words from 0 without gaps; export the bundle again"
-            )
+            raise BundleCorruptError(f"{path} does not number its words from 0 without gaps; export the bundle again")
         return words
 
     @property
@@ -263,8 +261,7 @@ class Bundle:
             raise BundleCorruptError(f"{path}: task is {config.task!r}, but the network's is {network.task!r}")
         if config.state_size != network.served_state_size:
             raise BundleCorruptError(
-                f"{path}: state_size is {config.state_size}, "
-                f"but this network needs {network.served_state_size}"
+                f"{path}: state_size is {config.state_size}, but this network needs {network.served_state_size}"
             )
         if isinstance(network, WordNetwork):
             self._check_text(network)
@@ -324,9 +321,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, _HEADER_LIMIT):
-            raise BundleCorruptError(
-                f"{path} is no safetensors file, or it is cut short; export the bundle again"
-            )
+            raise BundleCorruptError(f"{path} is no safetensors file, or it is cut short; export the bundle again")
         header = file.read(length)
     try:
         entries = json.loads(header)
@@ -390,9 +385,7 @@ def _check_file(folder: Path, name: str, facts: FileFacts) -> None:
         raise BundleCorruptError(f"{path} points out of the bundle; put the file itself there")
     size = path.stat().st_size
     if size != facts.bytes:
-        raise BundleCorruptError(
-            f"{path} has {size} bytes instead of {facts.bytes}; copy or export the bundle again"
-        )
+        raise BundleCorruptError(f"{path} has {size} bytes instead of {facts.bytes}; copy or export the bundle again")
     if file_facts(path) != facts:
         raise BundleCorruptError(f"{path} was changed after the bundle was written: its SHA-256 differs")
 
@@ -401,9 +394,7 @@ def _check_listed(folder: Path, config: BundleConfig) -> None:
     needed = [WEIGHTS_FILE, STEP_FILE] + [TOKENIZER_FILE] * (config.task == "next-word")
     for name in needed:
         if name not in config.files:
-            raise BundleCorruptError(
-                f"{folder / CONFIG_FILE} does not list {name}, which a {config.task} bundle needs"
-            )
+            raise BundleCorruptError(f"{folder / CONFIG_FILE} does not list {name}, which a {config.task} bundle needs")
 
 
 def _first(error: ValidationError) -> str:

@@ -7,7 +7,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hiddenstate_models.bundle import LOG_NORMALIZER_SIZE, WEIGHTS_FILE, Bundle
+from hiddenstate_models.distributions import PARAMETERS, Prediction, in_units, negative_log_likelihood, read_head
 from hiddenstate_models.network import NextWordConfig, NextWordNetwork
+from hiddenstate_models.scaling import STATE_ROWS
+from hiddenstate_models.value_network import NextValueConfig, NextValueNetwork
 
 
 class WordStep(NamedTuple):
@@ -29,7 +32,7 @@ class ReferenceWordStep(nn.Module):
     def __init__(self, network: NextWordNetwork) -> None:
         super().__init__()
         self.network = network
-        self.sizes = (network.state_size, LOG_NORMALIZER_SIZE)
+        self.sizes = [network.state_size, LOG_NORMALIZER_SIZE]
         # The stack's output is the last layer's h: the first part of the last layer's state.
         last = network.cells.row_sizes[-1]
         self.output = slice(network.state_size - last, network.state_size - last + network.cells.output_size)
@@ -45,13 +48,83 @@ class ReferenceWordStep(nn.Module):
         logits = head(outputs)
         log_normalizer = logits.logsumexp(dim=1, keepdim=True)
         best, top_tokens = logits.topk(k, dim=1)
-        return WordStep(
-            surprises, top_tokens, (best - log_normalizer).exp(), torch.cat((state, log_normalizer), dim=1)
+        return WordStep(surprises, top_tokens, (best - log_normalizer).exp(), torch.cat((state, log_normalizer), dim=1))
+
+
+class ValueStep(NamedTuple):
+    """One step of n sessions of a value model."""
+
+    surprises: Tensor
+    """[n]: -log p of the values under the predictions before them, summed over the targets observed, in nats;
+    NaN where nothing was observed or nothing had been predicted."""
+    locations: Tensor
+    """float64 [n, targets], in the client's units; NaN before a target's first value."""
+    scales: Tensor
+    """float64 [n, targets], likewise."""
+    degrees_of_freedom: Tensor
+    """[n, targets]; infinite for a Gaussian."""
+    next_states: Tensor
+    """[n, state_size]."""
+
+
+class ReferenceValueStep(nn.Module):
+    """Steps rows of a next-value model; a row ends with the last prediction, its location as an offset."""
+
+    def __init__(self, network: NextValueNetwork) -> None:
+        super().__init__()
+        self.network = network
+        config = network.config
+        self.targets = list(config.targets)
+        self.parameters_each = PARAMETERS[config.distribution]
+        memory = self.parameters_each * len(self.targets)
+        self.sizes = [network.cells.state_size, network.encoder.state_size, memory]
+
+    def forward(self, values: Tensor, states: Tensor) -> ValueStep:
+        """values float64 [n, columns] with NaN where missing, states [n, state_size] -> predictions of the next."""
+        recurrent, scaling, memory = states.split(self.sizes, dim=1)
+        scaling = scaling.float()
+        surprises = self._surprises(values, _last_values(scaling, self.network.config.columns), memory)
+
+        scaled, scaling = self.network.encoder.step(values, scaling)
+        outputs, recurrent = self.network.cells.step(scaled.features.to(states.dtype), recurrent)
+        prediction = read_head(self.network.head(outputs), self.network.config.distribution)
+        anchors, units = scaled.anchors[:, self.targets], scaled.units[:, self.targets]
+        served = in_units(prediction, anchors, units)
+        never = anchors.isnan()
+        remembered = [units * prediction.locations, served.scales.masked_fill(never, 0.0)]
+        if self.network.config.distribution == "student-t":
+            remembered.append(prediction.degrees_of_freedom)
+        row = [recurrent, scaling, *remembered]
+        return ValueStep(
+            surprises,
+            served.locations,
+            served.scales.masked_fill(never, torch.nan),
+            prediction.degrees_of_freedom,
+            torch.cat([piece.to(states.dtype) for piece in row], dim=1),
         )
 
+    def _surprises(self, values: Tensor, last: Tensor, memory: Tensor) -> Tensor:
+        offsets, scales, *freedom = memory.double().chunk(self.parameters_each, dim=1)
+        prediction = Prediction(offsets, scales, freedom[0] if freedom else torch.full_like(scales, torch.inf))
+        terms = negative_log_likelihood(prediction, (values - last)[:, self.targets])
+        observed = ~terms.isnan() & (scales > 0)
+        total = torch.where(observed, terms, 0.0).sum(dim=1)
+        return torch.where(observed.any(dim=1), total, torch.nan).to(memory.dtype)
 
-def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> ReferenceWordStep:
+
+def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> ReferenceWordStep | ReferenceValueStep:
     """The served step of a bundle, without gradients and ready to move to a device."""
-    network = NextWordNetwork(NextWordConfig.from_dict(bundle.config.network))
-    network.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
-    return ReferenceWordStep(network).to(dtype).eval().requires_grad_(False)
+    step: ReferenceWordStep | ReferenceValueStep
+    if bundle.config.task == "next-word":
+        step = ReferenceWordStep(NextWordNetwork(NextWordConfig.from_dict(bundle.config.network)))
+    else:
+        step = ReferenceValueStep(NextValueNetwork(NextValueConfig.from_dict(bundle.config.network)))
+    step.network.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
+    return step.to(dtype).eval().requires_grad_(False)
+
+
+def _last_values(scaling: Tensor, columns: int) -> Tensor:
+    """float64 [n, columns] from the scaling's state: zeros where there is none."""
+    _, _, _, high, low = torch.split(scaling.view(len(scaling), -1, columns), list(STATE_ROWS), dim=1)
+    last: Tensor = high[:, 0].double() + low[:, 0].double()
+    return last

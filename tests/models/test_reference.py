@@ -41,7 +41,7 @@ def words(step: ort.InferenceSession, tokens: npt.NDArray[np.int64], states: Any
 @pytest.mark.parametrize("network", WORD_NETWORKS.values(), ids=WORD_NETWORKS.keys())
 def test_word_step_agrees_with_float64(tmp_path: Path, network: dict[str, Any], dtype: str) -> None:
     bundle = random_bundle(tmp_path, "next-word", dtype=dtype, **network)
-    size = bundle.network.vocabulary_size
+    size = len(bundle.vocabulary)
     step, reference = session(bundle), reference_step(bundle, dtype=torch.float64)
     rng = np.random.default_rng(1)
     n, k = 9, min(5, size)
@@ -96,3 +96,38 @@ def test_rows_alone_equal_rows_in_batches(tmp_path: Path, cell: str) -> None:
         alone = words(step, tokens[start:end], states[start:end], 5)
         for part, whole in zip(alone, together, strict=True):
             np.testing.assert_allclose(part, whole[start:end], rtol=1e-5, atol=1e-5)
+
+
+VALUE_NETWORKS: dict[str, dict[str, Any]] = {
+    "gru-1": {},
+    "gru-2-gaussian": {"hidden_sizes": [8, 6], "distribution": "gaussian"},
+    "lstm-1": {"cell": "lstm"},
+    "lstm-projected-gaussian": {"cell": "lstm", "projection": 4, "distribution": "gaussian"},
+    "columns-3-targets-2": {"columns": 3, "targets": [2, 0]},
+    "columns-2-targets-2-gaussian": {"columns": 2, "targets": [0, 1], "distribution": "gaussian"},
+}
+
+
+@pytest.mark.parametrize(("offset", "move"), [(0.0, 1.0), (1.7e9, 1.0), (-3e12, 1e3), (0.0, 1e-20), (5.0, 0.0)])
+@pytest.mark.parametrize("network", VALUE_NETWORKS.values(), ids=VALUE_NETWORKS.keys())
+def test_value_step_agrees_with_float64(tmp_path: Path, network: dict[str, Any], offset: float, move: float) -> None:
+    bundle = random_bundle(tmp_path, "next-value", **network)
+    step, reference = session(bundle), reference_step(bundle, dtype=torch.float64)
+    rng = np.random.default_rng(4)
+    n, columns = 7, network.get("columns", 1)
+    states = np.zeros((n, bundle.config.state_size), np.float32)
+    exact = torch.zeros(n, bundle.config.state_size, dtype=torch.float64)
+    walk = offset + move * rng.normal(size=(40, n, columns)).cumsum(axis=0)
+    walk[rng.random(walk.shape) < 0.15] = np.nan
+    for values in walk:
+        surprises, locations, scales, freedom, states = step.run(None, {"values": values, "states": states})
+        expected = reference(torch.from_numpy(values), exact)
+        exact = expected.next_states
+        np.testing.assert_allclose(surprises, expected.surprises, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(scales, expected.scales, rtol=1e-4)
+        error = np.abs(locations - expected.locations.numpy()) / expected.scales.numpy()
+        assert np.nanmax(error, initial=0.0) < 1e-4
+        np.testing.assert_array_equal(np.isnan(locations), expected.locations.isnan())
+        np.testing.assert_allclose(freedom, expected.degrees_of_freedom, rtol=1e-5)
+        np.testing.assert_allclose(states[:, : bundle.network.state_size],
+                                   exact[:, : bundle.network.state_size], rtol=1e-5, atol=1e-5)  # fmt: skip

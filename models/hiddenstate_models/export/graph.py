@@ -91,9 +91,7 @@ class GraphBuilder:
             list(self._initializers.values()),
         )
         domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT_DOMAIN, 1)]
-        return helper.make_model(
-            graph, opset_imports=domains, ir_version=IR_VERSION, producer_name="hiddenstate"
-        )
+        return helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION, producer_name="hiddenstate")
 
     def _external(self, name: str) -> Tensor:
         stored = self._tensors[name]

@@ -32,9 +32,7 @@ class Int8Products:
         """See Products."""
         quantised, scale, zero = _quantise_input(graph, x)
         matrix, scales = self._quantised(graph, weight)
-        product = graph.node(
-            "MatMulIntegerToFloat", quantised, matrix, scale, scales, zero, domain=MICROSOFT_DOMAIN
-        )
+        product = graph.node("MatMulIntegerToFloat", quantised, matrix, scale, scales, zero, domain=MICROSOFT_DOMAIN)
         return graph.node("Add", product, addend)
 
     def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ def random_bundle(
     version: int = 1,
     seed: int = 0,
     dtype: str = "float32",
+    int8: bool = False,
     **network: Any,
 ) -> Bundle:
     """Writes models_folder/NAME/VERSION, a tiny network unless `network` overrides fields of its configuration.
@@ -30,13 +31,11 @@ def random_bundle(
     fields = _TINY[task] | {"task": task} | network
     rng = np.random.default_rng(seed)
     weights = {
-        key: rng.normal(0.0, 0.5, shape).astype(np.float32)
+        key: rng.normal(0.0, shape[-1] ** -0.5, shape).astype(np.float32)
         for key, shape in network_shapes(fields).tensors().items()
     }
-    contents = BundleContents(
-        name=name or task, version=version, network=fields, weights=weights, **_settings(fields)
-    )
-    return write_bundle(models_folder, contents, dtype=dtype)
+    contents = BundleContents(name=name or task, version=version, network=fields, weights=weights, **_settings(fields))
+    return write_bundle(models_folder, contents, dtype=dtype, int8=int8)
 
 
 _TINY: dict[Task, dict[str, Any]] = {
@@ -65,7 +64,7 @@ def _settings(network: dict[str, Any]) -> dict[str, Any]:
     if network["task"] == "next-value":
         columns = tuple(f"column-{i}" for i in range(network["columns"]))
         return {"values": ValueSettings(columns=columns, targets=tuple(network["targets"]))}
-    words = [UNKNOWN, END, *_WORDS]
+    words = [UNKNOWN, END, "the", "a", ",", ".", "'s"]
     words += [f"w{i}" for i in range(len(words), network["vocabulary_size"])]
     ids = {word: i for i, word in enumerate(words[: network["vocabulary_size"]])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
@@ -73,8 +72,3 @@ def _settings(network: dict[str, Any]) -> dict[str, Any]:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
     text = TextSettings(lowercase=True, unknown_token=0, end_token=1, word_pattern=WORD_PATTERN)
     return {"tokenizer": tokenizer.to_str(), "text": text}
-
-
-_WORDS = (
-    "the a of to and in is it you that he was for on are with as i his they be at one have this . , ?".split()
-)

@@ -32,9 +32,7 @@ def stack_step(
     after = []
     for layer, before in enumerate(state):
         h, *rest = before
-        now = step(
-            graph, products, f"cells.layers.{layer}.", cells.hidden_sizes[layer], x, Operand(h, limit), *rest
-        )
+        now = step(graph, products, f"cells.layers.{layer}.", cells.hidden_sizes[layer], x, Operand(h, limit), *rest)
         after.append(now)
         x = Operand(now[0], limit)
     return x, after
@@ -57,9 +55,7 @@ def _lstm(
     return output, c
 
 
-def _gru(
-    graph: GraphBuilder, products: Products, prefix: str, size: int, x: Operand, h: Operand
-) -> tuple[Tensor, ...]:
+def _gru(graph: GraphBuilder, products: Products, prefix: str, size: int, x: Operand, h: Operand) -> tuple[Tensor, ...]:
     from_x = products.linear(graph, x, prefix + "weight_ih_l0", graph.weight(prefix + "bias_ih_l0"))
     from_h = products.linear(graph, h, prefix + "weight_hh_l0", graph.weight(prefix + "bias_hh_l0"))
     x_rz, x_n = graph.split(from_x, 2 * size, size)

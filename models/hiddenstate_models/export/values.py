@@ -83,18 +83,17 @@ def _surprises(
     distance = node("Sub", moves, _double(graph, offset))
     deviation = node("Div", distance, _double(graph, scale))
     squares = node("Mul", deviation, deviation)
-    if freedom:
-        terms = _student_t(graph, squares, *freedom)
-    else:
-        terms = node("Mul", squares, graph.number(0.5, np.float64))
+    terms = _student_t(graph, squares, *freedom) if freedom else _gaussian(graph, squares)
     constant = node("Add", node("Log", scale), graph.number(math.log(2 * math.pi) / 2))
     terms = node("Add", terms, _double(graph, constant))
     terms = node("Where", node("Greater", scale, graph.number(0.0)), terms, nan)
-    if targets > 1:
-        terms = _sum_of_observed(graph, terms)
-    else:
-        terms = node("Squeeze", terms, graph.integers(1))
-    return node("Cast", terms, to=TensorProto.FLOAT)
+    total = _sum_of_observed(graph, terms) if targets > 1 else node("Squeeze", terms, graph.integers(1))
+    return node("Cast", total, to=TensorProto.FLOAT)
+
+
+def _gaussian(graph: GraphBuilder, squares: Tensor) -> Tensor:
+    """-log of a Gaussian's density at squared deviations, less its constant."""
+    return graph.node("Mul", squares, graph.number(0.5, np.float64))
 
 
 def _student_t(graph: GraphBuilder, squares: Tensor, freedom: Tensor) -> Tensor:

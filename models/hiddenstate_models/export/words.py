@@ -11,9 +11,7 @@ from hiddenstate_models.export.recurrent import split_state, stack_step
 TOP_K_BLOCK = 100
 
 
-def word_step(
-    graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits
-) -> ModelProto:
+def word_step(graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits) -> ModelProto:
     """The graph `tokens, states, k -> surprises, top_tokens, top_probabilities, next_states`.
 
     A row of states is the recurrent state and the log-normaliser of the logits predicted from it, so that the
@@ -27,9 +25,7 @@ def word_step(
     predicted_from = Operand(state[-1][0], limits.output(network))
     product = products.row_products(graph, predicted_from, matrix, "tokens")
     logit = graph.node("Add", product, graph.node("Gather", graph.weight("head.bias"), "tokens"))
-    graph.output(
-        "surprises", graph.node("Sub", graph.node("Squeeze", log_normalizer, graph.integers(1)), logit)
-    )
+    graph.output("surprises", graph.node("Sub", graph.node("Squeeze", log_normalizer, graph.integers(1)), logit))
 
     # one step, and the logits of what comes next
     embedded = Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"), limits.input)

@@ -1,0 +1,110 @@
+"""The card of a bundle: what a person should know before using it, in Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hiddenstate_models.bundle import ValueNetwork, WordNetwork
+
+_TASKS = {
+    "next-word": (
+        "Reads a text word by word and predicts the next word: the most probable ones with their "
+        "probabilities over the full vocabulary, and how surprising each word was, in nats."
+    ),
+    "next-value": (
+        "Reads a series value by value and predicts the next one as a distribution, in the series' own unit: "
+        "a location, a scale, and how surprising each value was, in nats. Values are scaled per session while "
+        "they arrive, so a series needs no preparation; missing values (NaN) are allowed."
+    ),
+}
+_LIMITS = {
+    "next-word": (
+        "It knows the words of its vocabulary and counts all others as `<unk>`. It repeats what its training text "
+        "says, mistakes and prejudices included, and knows no facts. It is meant for suggesting and scoring words, "
+        "not for writing text on its own."
+    ),
+    "next-value": (
+        "It looks one step ahead. The first dozens of values of a session serve to learn its level and spread, "
+        "so early predictions are wide. The interval is calibrated over many series, not for each one, and a "
+        "surprise says that a value is unusual, not that something is broken."
+    ),
+}
+
+
+def card(config: Mapping[str, Any], network: WordNetwork | ValueNetwork) -> str:
+    """card.md for the fields of config.json."""
+    task = config["task"]
+    sections = [
+        f"# {config['name']}, version {config['version']}",
+        _TASKS[task],
+        _network(config, network),
+        _data(config["training"]),
+        _scores(config["scores"]),
+        _int8(config["scores"].get("int8")),
+        _command(config["training"]),
+        f"## Limits\n\n{_LIMITS[task]}",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is aligned right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _network(config: Mapping[str, Any], network: WordNetwork | ValueNetwork) -> str:
+    sizes = " and ".join(map(str, network.hidden_sizes))
+    facts = [f"{network.cell.upper()} with {sizes} units", f"{config['parameters']:,} parameters"]
+    if network.projection:
+        facts.append(f"projected to {network.projection}")
+    if isinstance(network, WordNetwork):
+        facts.append(f"{network.vocabulary_size:,} words")
+        facts.append("output layer tied to the embedding" if network.tied else "output layer of its own")
+    else:
+        names = {"student-t": "Student's t", "gaussian": "a Gaussian"}
+        facts.append(f"{network.columns} input column(s), {len(network.targets)} predicted")
+        facts.append(f"predicts {names[network.distribution]} distribution")
+    facts.append(f"{config['state_size'] * 4:,} bytes of state per session")
+    return "## Network\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def _data(training: Mapping[str, Any]) -> str:
+    lines = [f"- {line}" for line in training.get("data", [])]
+    if licence := training.get("licence"):
+        lines.append(f"- Licence of these weights: {licence}")
+    return "## Data and licence\n\n" + "\n".join(lines) if lines else ""
+
+
+def _scores(scores: Mapping[str, Any]) -> str:
+    """One table per split: models and baselines down, metrics across."""
+    parts = ["## Scores"]
+    for split, rows in scores.items():
+        if split == "int8":
+            continue
+        metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+        cells = [[name, *(_number(row.get(metric)) for metric in metrics)] for name, row in rows.items()]
+        parts.append(f"### {split}\n\n{table(['', *metrics], cells)}")
+    return "\n\n".join(parts) if len(parts) > 1 else ""
+
+
+def _int8(loss: Mapping[str, Any] | None) -> str:
+    if loss is None:
+        return ""
+    return (
+        "## Int8\n\n"
+        f"`step.int8.onnx` multiplies in 8 bits. Over {loss['tokens']:,} tokens ({loss['probe']}) its perplexity is "
+        f"{loss['perplexity']:.2f} where float32 has {loss['float32_perplexity']:.2f}; "
+        f"{loss['recall_at_5']:.1%} of float32's five best words are among its own, "
+        f"and the best word is the same {loss['top_1_agreement']:.1%} of the time."
+    )
+
+
+def _command(training: Mapping[str, Any]) -> str:
+    command = training.get("command")
+    return f"## Training command\n\n```\n{command}\n```" if command else ""
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
