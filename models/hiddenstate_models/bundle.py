@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from hiddenstate_models.errors import BundleCorruptError, BundleFormatError
+from hiddenstate_models.onnx_files import external_files
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -208,6 +209,7 @@ class Bundle:
             _check_file(folder, name, facts)
         _check_listed(folder, config)
         bundle = cls(folder, config, read_header(folder / WEIGHTS_FILE))
+        bundle._check_references()
         bundle._check_tensors()
         bundle._check_task()
         return bundle
@@ -240,6 +242,20 @@ class Bundle:
     def has_int8(self) -> bool:
         """Whether an int8 step was exported."""
         return INT8_STEP_FILE in self.config.files
+
+    def _check_references(self) -> None:
+        for name in self.config.files:
+            if not name.endswith(".onnx"):
+                continue
+            path = self.folder / name
+            try:
+                foreign = external_files(path.read_bytes()) - {WEIGHTS_FILE}
+            except BundleCorruptError as error:
+                raise BundleCorruptError(f"{path}: {error}") from error
+            if foreign:
+                raise BundleCorruptError(
+                    f"{path} reads weights from {min(foreign)!r}; only {WEIGHTS_FILE} of its own folder is allowed"
+                )
 
     def _check_tensors(self) -> None:
         path, expected = self.folder / WEIGHTS_FILE, self.network.tensors()

@@ -1,0 +1,163 @@
+"""What a bundle can be exported from: a training run's folder, or another bundle."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from hiddenstate_models import text
+from hiddenstate_models.bundle import (
+    CONFIG_FILE,
+    CURVE_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    TextSettings,
+    ValueSettings,
+)
+from hiddenstate_models.errors import DataError
+from hiddenstate_models.export.writing import BundleContents, write_bundle
+
+RUN_FILE = "run.json"
+BEST_WEIGHTS_FILE = "best.safetensors"
+SCORES_FILE = "scores.json"
+
+Probe = npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How to export; what is None is taken from the source or its task."""
+
+    name: str | None = None
+    version: int | None = None
+    """None: one more than the newest there is."""
+    dtype: Literal["float16", "float32"] | None = None
+    """None: float16 for words, whose weights are many, float32 for values."""
+    int8: bool | None = None
+    """None: for words."""
+    data: Sequence[str] = ()
+    """Lines for the card on where the data comes from and under which licence."""
+    licence: str | None = None
+    """Of the weights."""
+
+
+def export_source(source: Path, models: Path, options: ExportOptions) -> Bundle:
+    """Writes models/NAME/VERSION from a run's best weights or from another bundle.
+
+    Raises:
+        DataError: source is neither a run nor a bundle, or the run has finished no epoch.
+        BundleError: see `write_bundle`.
+    """
+    if (source / RUN_FILE).exists():
+        contents, probe = _from_run(source)
+    elif (source / CONFIG_FILE).exists():
+        contents, probe = _from_bundle(source)
+    else:
+        raise DataError(f"{source} is neither a training run ({RUN_FILE}) nor a bundle ({CONFIG_FILE})")
+    name = options.name or contents.name
+    training = dict(contents.training)
+    if options.data:
+        training["data"] = list(options.data)
+    if options.licence:
+        training["licence"] = options.licence
+    contents = replace(
+        contents, name=name, version=options.version or _next_version(models / name), training=training
+    )
+    is_text = contents.text is not None
+    return write_bundle(
+        models,
+        contents,
+        dtype=options.dtype or ("float16" if is_text else "float32"),
+        int8=is_text if options.int8 is None else options.int8,
+        probe=probe,
+    )
+
+
+def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
+    weights = folder / BEST_WEIGHTS_FILE
+    if not weights.exists():
+        raise DataError(f"{folder} has no best weights yet: no epoch was finished")
+    record = json.loads((folder / RUN_FILE).read_text())
+    network, data = record["network"], record["data"]
+    scores = folder / SCORES_FILE
+    contents = BundleContents(
+        name=record["task"],
+        version=1,
+        network=network,
+        weights=load_file(weights),
+        scores=json.loads(scores.read_text()) if scores.exists() else {},
+        training={
+            "command": record["command"],
+            "data": [Path(path).name for path in data["training"]],
+            "options": record["training"],
+        },
+        learning_curve=_existing(folder / CURVE_FILE),
+    )
+    if record["task"] == "next-value":
+        columns = tuple(data.get("columns") or _column_names(network["columns"]))
+        return replace(contents, values=ValueSettings(columns=columns, targets=tuple(network["targets"]))), None
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    settings = TextSettings(
+        lowercase=data["options"]["lowercase"],
+        unknown_token=tokenizer.token_to_id(text.UNKNOWN),
+        end_token=tokenizer.token_to_id(text.END),
+        word_pattern=text.WORD_PATTERN,
+    )
+    contents = replace(contents, tokenizer=tokenizer.to_str(), text=settings)
+    return contents, _validation_tokens(tokenizer, data)
+
+
+def _from_bundle(folder: Path) -> tuple[BundleContents, Probe]:
+    bundle = Bundle.load(folder)
+    config = bundle.config
+    tokenizer = folder / TOKENIZER_FILE
+    scores = {split: rows for split, rows in config.scores.items() if split != "int8"}
+    contents = BundleContents(
+        name=config.name,
+        version=config.version,
+        network=config.network,
+        weights=load_file(folder / WEIGHTS_FILE),
+        tokenizer=tokenizer.read_text(encoding="utf-8") if config.text else None,
+        text=config.text,
+        values=config.values,
+        scores=scores,
+        training=config.training,
+        learning_curve=_existing(folder / CURVE_FILE),
+    )
+    return contents, None
+
+
+def _validation_tokens(tokenizer: Tokenizer, data: dict[str, Any]) -> Probe:
+    """The run's validation text, where it still lies where it lay."""
+    paths = [Path(path) for pattern in data["validation"] for path in sorted(_matches(pattern))]
+    if not paths:
+        return None
+    documents = text.read_documents(paths, data["options"]["documents"])
+    return text.encode(tokenizer, documents).tokens.astype(np.int64)
+
+
+def _matches(pattern: str) -> list[Path]:
+    try:
+        return text.expand([pattern])
+    except DataError:
+        return []
+
+
+def _next_version(folder: Path) -> int:
+    versions = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
+    return max(versions, default=0) + 1
+
+
+def _column_names(columns: int) -> list[str]:
+    return ["value"] if columns == 1 else [f"value-{i + 1}" for i in range(columns)]
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
