@@ -106,6 +106,7 @@ class AsyncClient:
         self._protocol = Protocol(max_unanswered=max_unanswered)
         self._waiting: dict[Call, asyncio.Future[None]] = {}
         self._models: dict[tuple[str, str], Model] = {}
+        self._asked_models: dict[tuple[str, str], asyncio.Task[Model]] = {}
         self._wake = asyncio.Event()
         self._connection: asyncio.Task[None] | None = None
         self._reached = False  # whether the server ever answered
@@ -204,7 +205,15 @@ class AsyncClient:
         return AsyncSession(self, state, description)
 
     async def _known_model(self, name: str, version: str, timeout: float | None) -> Model:
-        return self._models.get((name, version)) or await self.model(name, version, timeout=timeout)
+        """Asks for a model once, however many wait for it."""
+        key = (name, version)
+        if key in self._models:
+            return self._models[key]
+        if key not in self._asked_models:
+            asking = asyncio.create_task(self.model(name, version, timeout=timeout))
+            asking.add_done_callback(lambda _: self._asked_models.pop(key))
+            self._asked_models[key] = asking
+        return await asyncio.shield(self._asked_models[key])
 
     async def _wait(self, call: Call, timeout: float | None) -> None:
         """Until the call is finished; cancelling or overdue, it is given up."""
