@@ -17,9 +17,7 @@ class Arena:
         """`outputs` and `state` are what a new session starts with, one row each."""
         self.capacity = capacity
         self.states = np.zeros((capacity, state.shape[-1]), np.float32)
-        self.outputs = type(outputs)(
-            *(np.zeros((capacity, *column.shape[1:]), column.dtype) for column in outputs)
-        )
+        self.outputs = type(outputs)(*(np.zeros((capacity, *column.shape[1:]), column.dtype) for column in outputs))
         self._initial_outputs = outputs
         self._initial_state = state.reshape(-1)
         self._free = np.arange(capacity - 1, -1, -1, dtype=np.int64)

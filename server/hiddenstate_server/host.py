@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import structlog
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
+from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
+from hiddenstate_server.opening import open_sessions
 from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
 from hiddenstate_server.scheduler import WORDS
 from hiddenstate_server.sessions import Directory, Ended
 from hiddenstate_server.streams import Stream
 
+_NOTHING: Mapping[str, errors.ServerError] = MappingProxyType({})
+
 log = structlog.get_logger("hiddenstate_server.sessions")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What clients may take; seconds, rows and sessions."""
-
-    max_sessions: int = 100_000
-    max_sessions_per_stream: int = 65_536
-    max_session_backlog: int = 16_384
-    max_stream_backlog: int = 65_536
-    max_frame_rows: int = 16_384
-    idle_timeout: float = 600.0
-    max_idle_timeout: float = 86_400.0
-    detach_timeout: float = 60.0
 
 
 class Host:
     """Applies frames to sessions, ticks the models, ends what has expired. Knows no transport."""
 
-    def __init__(
-        self, limits: Limits, metrics: Metrics, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.metrics = metrics
         self.clock = clock
@@ -63,7 +51,7 @@ class Host:
             base=self._rows,
             streams=self.streams,
             backlogs=Backlogs(self.limits.max_session_backlog, self.limits.max_stream_backlog),
-            metrics=self.metrics.model(info.name, info.version),
+            metrics=self.metrics.model(info.name, info.version, info.task, runtime.description),
         )
         self._rows += model.capacity
         self.models.append(model)
@@ -85,9 +73,7 @@ class Host:
     def connect(self) -> Stream:
         """A new stream without sessions."""
         self._last_stream += 1
-        stream = Stream(
-            self._last_stream, self.limits.max_sessions_per_stream, max_unsent=self.limits.max_frame_rows
-        )
+        stream = Stream(self._last_stream, self.limits.max_sessions_per_stream, max_unsent=self.limits.max_frame_rows)
         self.streams[stream.number] = stream
         return stream
 
@@ -101,8 +87,13 @@ class Host:
 
     # frames
 
-    def receive(self, stream: Stream, request: pb.StreamRequest) -> None:
-        """Does what a frame asks for; what is wrong becomes faults on the stream."""
+    def receive(
+        self, stream: Stream, request: pb.StreamRequest, elsewhere: Mapping[str, errors.ServerError] = _NOTHING
+    ) -> None:
+        """Does what a frame asks for; what is wrong becomes faults on the stream.
+
+        `elsewhere` says what other processes know of ids in an open.
+        """
         try:
             match request.WhichOneof("frame"):
                 case "observe":
@@ -114,7 +105,7 @@ class Host:
                 case "heartbeat":
                     self._heartbeat(stream, request.heartbeat)
                 case "open":
-                    self._open(stream, request.open)
+                    open_sessions(self, stream, request.open, elsewhere)
                 case _:
                     raise errors.FrameInvalid("the frame is empty; set open, observe, peek, close or heartbeat")
         except errors.ServerError as error:
@@ -237,13 +228,6 @@ class Host:
         self.metrics.fault(error)
         stream.fault(error, handle, step)
 
-    # opening
-
-    def _open(self, stream: Stream, frame: pb.Open) -> None:
-        from hiddenstate_server.opening import open_sessions
-
-        open_sessions(self, stream, frame)
-
     # ticking
 
     @property
@@ -323,7 +307,10 @@ class Host:
             for handle in stream.bound_handles().tolist():
                 row = int(stream.lookup(np.array([handle]))[0])
                 model = self._model_of(row)
-                if (model.table.stream[row - model.base], model.table.handle[row - model.base]) != (stream.number, handle):
+                if (model.table.stream[row - model.base], model.table.handle[row - model.base]) != (
+                    stream.number,
+                    handle,
+                ):
                     raise AssertionError("a stream's handle leads to a session it does not hold")
 
 

@@ -12,6 +12,7 @@ import structlog
 def configure(log_format: Literal["console", "json"], level: str) -> None:
     """Sends structlog's and the standard library's records through one renderer."""
     shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

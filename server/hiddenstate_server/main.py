@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import uvloop
-
 from hiddenstate_server import logs
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.settings import Settings, load
@@ -23,10 +21,17 @@ def main() -> None:
 
 def _serve(settings: Settings) -> None:
     # The heavy imports come after the settings, so that a typing mistake is answered at once.
+    logs.configure(settings.log_format, settings.log_level)
+    if settings.workers > 1:
+        from hiddenstate_server.supervisor import supervise
+
+        supervise(settings)
+        return
+    import uvloop
+
     from hiddenstate_server.repository import load_models
     from hiddenstate_server.worker import serve
 
-    logs.configure(settings.log_format, settings.log_level)
     models = load_models(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, models))

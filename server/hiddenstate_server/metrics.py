@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from hiddenstate_server.errors import ServerError
+from hiddenstate_server.errors import ServerError, StartError
+from hiddenstate_server.settings import Settings
 
 SECONDS = (
     50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
@@ -124,7 +128,7 @@ class ModelMetrics:
 class Metrics:
     """All metrics of one process, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         model = ("model", "version")
 
@@ -140,7 +144,10 @@ class Metrics:
         self.queue_wait = histogram("hiddenstate_queue_wait_seconds", "Receipt to start of the step.", model, SECONDS)
         self.step_compute = histogram("hiddenstate_step_compute_seconds", "One batched step.", model, SECONDS)
         self.latency = histogram(
-            "hiddenstate_observation_latency_seconds", "Receipt to the answer's hand-over to the transport.", model, SECONDS
+            "hiddenstate_observation_latency_seconds",
+            "Receipt to the answer's hand-over to the transport.",
+            model,
+            SECONDS,
         )
         self.batch_size = histogram("hiddenstate_batch_size_rows", "Rows stepped together.", model, ROWS)
         self.frame_size = histogram("hiddenstate_frame_size_rows", "Rows of an observe frame.", (), ROWS)
@@ -156,12 +163,13 @@ class Metrics:
         self.model_info = gauge(
             "hiddenstate_model_info", "1 for each process serving the model.", *model, "task", "runtime"
         )
+        self.build_info.labels(version).set(1)
         self._frame_size = Tally(self.frame_size)
         self._errors: defaultdict[str, int] = defaultdict(int)
-        self._models: list[ModelMetrics] = []
 
-    def model(self, name: str, version: str) -> ModelMetrics:
+    def model(self, name: str, version: str, task: str, runtime: str) -> ModelMetrics:
         """The metrics of a model."""
+        self.model_info.labels(name, version, task, runtime).set(1)
         return ModelMetrics(self, name, version)
 
     def frame(self, rows: int) -> None:
@@ -178,3 +186,26 @@ class Metrics:
         for reason, count in self._errors.items():
             self.errors.labels(reason).inc(count)
         self._errors.clear()
+
+
+@contextmanager
+def metrics_server(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+    """Serves the registry on the metrics port, in a thread, unless that is switched off."""
+    if settings.metrics_port == 0:
+        yield
+        return
+    host = settings.host.strip("[]")
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"  # noqa: S104
+    try:
+        server, thread = start_http_server(settings.metrics_port, host, registry)
+    except OSError as error:
+        raise StartError(
+            f"cannot serve metrics on port {settings.metrics_port}: {error.strerror}; choose another --metrics-port, or 0"
+        ) from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 Refusals = list[tuple[int, errors.ServerError]]
 
 
-def open_sessions(host: Host, stream: Stream, frame: pb.Open) -> None:
-    """Opens or resumes one session per handle; FrameInvalid or InputInvalid refuse the frame."""
+def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping[str, errors.ServerError]) -> None:
+    """Opens or resumes one session per handle; FrameInvalid or InputInvalid refuse the frame.
+
+    `elsewhere` says what other processes know of the ids.
+    """
     handles = frames.handles_of(frame.handles, host.limits.max_frame_rows).tolist()
     ids = list(frame.session_ids)
     if ids and len(ids) != len(handles):
@@ -38,9 +42,9 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open) -> None:
             seen.add(handle)
             usable.append((handle, session_id))
     if frame.mode == pb.OPEN_MODE_RESUME:
-        refused += _resume(host, stream, usable, frame, lease)
+        refused += _resume(host, stream, usable, frame, lease, elsewhere)
     else:
-        refused += _create(host, stream, usable, frame, lease)
+        refused += _create(host, stream, usable, frame, lease, elsewhere)
     for handle, error in refused:
         host.metrics.fault(error)
         stream.fault(error, handle)
@@ -68,7 +72,12 @@ def _check(host: Host, stream: Stream, handle: int, session_id: str, seen: set[i
 
 
 def _create(
-    host: Host, stream: Stream, usable: list[tuple[int, str]], frame: pb.Open, lease: float | None
+    host: Host,
+    stream: Stream,
+    usable: list[tuple[int, str]],
+    frame: pb.Open,
+    lease: float | None,
+    elsewhere: Mapping[str, errors.ServerError],
 ) -> Refusals:
     try:
         model = host.model(frame.model, frame.version)
@@ -78,8 +87,11 @@ def _create(
     new: dict[str, int] = {}
     for (handle, session_id), made in zip(usable, make_ids(len(usable)), strict=True):
         session_id = session_id or made
-        if session_id in new or host.directory.get(session_id) is not None:
-            refused.append((handle, errors.SessionExists(f"session {session_id!r} is live; resume it or choose another id")))
+        live = host.directory.get(session_id) is not None
+        if live or session_id in new or isinstance(elsewhere.get(session_id), errors.SessionElsewhere):
+            refused.append(
+                (handle, errors.SessionExists(f"session {session_id!r} is live; resume it or choose another id"))
+            )
         else:
             new[session_id] = handle
     _make_room(host, model, len(new))
@@ -117,12 +129,19 @@ def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], 
 
 
 def _resume(
-    host: Host, stream: Stream, usable: list[tuple[int, str]], frame: pb.Open, lease: float | None
+    host: Host,
+    stream: Stream,
+    usable: list[tuple[int, str]],
+    frame: pb.Open,
+    lease: float | None,
+    elsewhere: Mapping[str, errors.ServerError],
 ) -> Refusals:
     refused: Refusals = []
     for handle, session_id in usable:
         try:
-            place = host.directory.find(session_id)
+            place = host.directory.get(session_id)
+            if place is None:
+                raise elsewhere.get(session_id) or host.directory.missing(session_id)
             _check_model(place, session_id, frame)
         except errors.ServerError as error:
             refused.append((handle, error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from hiddenstate_server.engine import calibrated_batch
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.model import ModelInfo
 from hiddenstate_server.runtimes import Runtime
+from hiddenstate_server.runtimes.onnx import OnnxValues, OnnxWords
 from hiddenstate_server.settings import Settings
 
 
@@ -56,12 +58,31 @@ def _load(folder: Path, settings: Settings) -> LoadedModel:
 
 
 def _runtime(bundle: Bundle, settings: Settings) -> Runtime:
-    if settings.runtime == "torch" or (settings.runtime == "auto" and _cuda_available()):
-        from hiddenstate_server.runtimes.torch import TorchRuntime
+    if settings.runtime != "onnx":
+        runtime = _torch_runtime(bundle, settings)
+        if runtime is not None:
+            return runtime
+    return _onnx_runtime(bundle, settings)
 
-        return TorchRuntime(bundle, top_k=settings.top_k)
-    from hiddenstate_server.runtimes.onnx import OnnxValues, OnnxWords
 
+def _torch_runtime(bundle: Bundle, settings: Settings) -> Runtime | None:
+    """The torch runtime if asked for, or, for `auto`, if torch is there and sees a CUDA device."""
+    if importlib.util.find_spec("torch") is None:
+        if settings.runtime == "torch":
+            raise StartError("--runtime torch needs PyTorch; install hiddenstate[train] or use --runtime onnx")
+        return None
+    # Imported here because it takes seconds and the CPU image has none.
+    from hiddenstate_server.runtimes.torch import TorchRuntime, cuda_available
+
+    cuda = cuda_available()
+    if settings.runtime == "auto" and not cuda:
+        return None
+    if settings.precision == "int8":
+        raise StartError("--precision int8 is for --runtime onnx; choose one of the two")
+    return TorchRuntime(bundle, top_k=settings.top_k, device="cuda" if cuda else "cpu")
+
+
+def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
     config = bundle.config
     if settings.precision == "int8" and not bundle.has_int8:
         raise StartError(f"{bundle.folder} has no int8 step; serve it with --precision fp32 or export it again")
@@ -78,10 +99,6 @@ def _runtime(bundle: Bundle, settings: Settings) -> Runtime:
     return OnnxValues(
         path, state_size=config.state_size, columns=len(config.values.columns), precision=settings.precision
     )
-
-
-def _cuda_available() -> bool:
-    return False
 
 
 def _info(bundle: Bundle) -> ModelInfo:

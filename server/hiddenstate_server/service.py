@@ -10,9 +10,10 @@ import grpc
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
-from hiddenstate_server import errors
+from hiddenstate_server import errors, listing
 from hiddenstate_server.host import Host
 from hiddenstate_server.model import ServedModel
+from hiddenstate_server.peers import Peers, is_private
 from hiddenstate_server.streams import Stream
 
 StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamResponse]
@@ -21,8 +22,9 @@ StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamResponse]
 class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
     """Streams and unary calls on one host."""
 
-    def __init__(self, host: Host, wake_engine: Callable[[], None]) -> None:
+    def __init__(self, host: Host, peers: Peers, wake_engine: Callable[[], None]) -> None:
         self._host = host
+        self._peers = peers
         self._wake_engine = wake_engine
 
     async def Stream(self, _requests: Any, context: StreamContext) -> None:  # noqa: N802
@@ -36,18 +38,26 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
         finally:
             reading.cancel()
             self._host.disconnect(stream)
+        if reading.done():
+            reading.result()
         if stream.ending is not None:
             raise stream.ending
 
     async def _read(self, stream: Stream, context: StreamContext) -> None:
         try:
             while (request := await context.read()) is not grpc.aio.EOF:
-                self._host.receive(stream, request)
+                elsewhere = await self._elsewhere(request.open) if self._peers and request.open.session_ids else {}
+                self._host.receive(stream, request, elsewhere)
                 self._wake_engine()
                 await stream.readable()
         finally:
             stream.read_all = True
             stream.wake()
+
+    async def _elsewhere(self, frame: pb.Open) -> dict[str, errors.ServerError]:
+        """What peers know of the ids in an open that this process does not have."""
+        foreign = [name for name in frame.session_ids if name and self._host.directory.get(name) is None]
+        return await self._peers.fates(foreign) if foreign else {}
 
     async def _send(self, stream: Stream, context: StreamContext) -> None:
         while await stream.sendable():
@@ -62,6 +72,29 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         """One model, with its vocabulary."""
         return pb.GetModelResponse(model=describe(self._host.model(request.name, request.version)))
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:  # noqa: N802
+        """A page of live sessions, of all workers unless a worker asks."""
+        if request.model:
+            self._host.model(request.model)
+        page = listing.page(self._host, request)
+        if not self._peers or is_private(context):
+            return page
+        return listing.merged(request, [page, *await self._peers.pages(request)])
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:  # noqa: N802
+        """One live session of any worker, or how it ended."""
+        directory = self._host.directory
+        place = directory.get(request.id)
+        if place is not None:
+            return pb.GetSessionResponse(session=listing.session(self._host, place))
+        if self._peers and not is_private(context):
+            found = await self._peers.session(request.id)
+            if isinstance(found, pb.Session):
+                return pb.GetSessionResponse(session=found)
+            if found is not None:
+                raise found
+        raise directory.missing(request.id)
 
 
 def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:

@@ -135,12 +135,9 @@ class Directory:
         """The live session's place."""
         return self._places.get(session_id)
 
-    def find(self, session_id: str) -> Place:
-        """The live session's place; SessionNotFound, SessionExpired, SessionClosed or SessionEvicted."""
-        place = self._places.get(session_id)
-        if place is None:
-            raise self.missing(session_id)
-        return place
+    def ending(self, session_id: str) -> Ended | None:
+        """How the session of this id ended, if that is known."""
+        return self._ended.get(session_id)
 
     def missing(self, session_id: str) -> errors.ServerError:
         """Why there is no live session of this id."""

@@ -20,7 +20,7 @@ from pydantic_settings import (
 )
 
 from hiddenstate_server.errors import StartError
-from hiddenstate_server.host import Limits
+from hiddenstate_server.limits import Limits
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")

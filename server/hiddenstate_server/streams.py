@@ -221,7 +221,9 @@ def _merged(parts: Sequence[Part]) -> Iterable[tuple[pb.Predictions, bool]]:
 def _predictions(parts: Sequence[Part]) -> pb.Predictions:
     first = parts[0]
     columns = first.columns if len(parts) == 1 else [b"".join(pieces) for pieces in zip(*(p.columns for p in parts))]
-    predictions = pb.Predictions(handles=columns[0], steps=columns[1], **dict(zip(first.fields, columns[2:], strict=True)))
+    predictions = pb.Predictions(
+        handles=columns[0], steps=columns[1], **dict(zip(first.fields, columns[2:], strict=True))
+    )
     if first.vocabulary:
         words = first.vocabulary
         predictions.top_words.extend(words[token] for token in np.frombuffer(predictions.top_tokens, "<i4").tolist())

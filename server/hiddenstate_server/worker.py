@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +19,8 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server import __version__, errors
 from hiddenstate_server.host import Host
-from hiddenstate_server.metrics import Metrics
+from hiddenstate_server.metrics import Metrics, metrics_server
+from hiddenstate_server.peers import Peers, lookup_handler, socket_address
 from hiddenstate_server.repository import LoadedModel
 from hiddenstate_server.service import HiddenStateService
 from hiddenstate_server.settings import Settings
@@ -38,17 +40,18 @@ _KEEPALIVE = (
 class Worker:
     """A host behind a gRPC server. `start`, then `run` until `drain` has finished."""
 
-    def __init__(self, settings: Settings, models: Sequence[LoadedModel]) -> None:
-        self.host = Host(settings.limits, Metrics())
+    def __init__(self, settings: Settings, models: Sequence[LoadedModel], peers: Peers | None = None) -> None:
+        self.host = Host(settings.limits, Metrics(__version__))
         for model in models:
             self.host.add_model(*model)
         self._settings = settings
+        self._peers = peers or Peers()
         self._work: asyncio.Future[None] | None = None
         self._health = HealthServicer()
         self._drained = asyncio.Event()
 
-    async def start(self, address: str, *, share_port: bool) -> int:
-        """Listens on host:port; returns the port. StartError if it is taken."""
+    async def start(self, addresses: Sequence[str], *, share_port: bool = False) -> int:
+        """Listens on the addresses; returns the port of the first. StartError if one is taken."""
         self._server = grpc.aio.server(
             interceptors=[errors.ErrorInterceptor()],
             options=[
@@ -58,22 +61,41 @@ class Worker:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        pb_grpc.add_HiddenStateServiceServicer_to_server(HiddenStateService(self.host, self._wake), self._server)
+        pb_grpc.add_HiddenStateServiceServicer_to_server(
+            HiddenStateService(self.host, self._peers, self._wake), self._server
+        )
+        self._server.add_generic_rpc_handlers((lookup_handler(self.host),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
         )
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise errors.StartError(
-                f"cannot listen on {address}: the address is in use or not this machine's; choose another --port or --host"
-            ) from error
+        ports = [self._listen(address) for address in addresses]
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         gc.collect()
         gc.freeze()
-        return port
+        return ports[0]
+
+    def _listen(self, address: str) -> int:
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise errors.StartError(
+                f"cannot listen on {address}: the address is in use or not this machine's; "
+                "choose another --port or --host"
+            ) from error
+
+    async def run_until_signal(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains."""
+        loop, draining = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+        def drain() -> None:
+            if not draining:
+                draining.add(asyncio.create_task(self.drain()))
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, drain)
+        await self.run()
 
     async def run(self) -> None:
         """Serves until drained."""
@@ -87,6 +109,7 @@ class Worker:
             for task in (*tasks, drained):
                 task.cancel()
             await self._server.stop(0)
+            await self._peers.close()
             self.host.flush_metrics()
 
     async def drain(self) -> None:
@@ -128,23 +151,28 @@ class Worker:
 
 
 async def serve(settings: Settings, models: Sequence[LoadedModel]) -> None:
-    """Serves until SIGTERM or SIGINT, printing one line when ready."""
+    """Serves in this process alone until SIGTERM or SIGINT, printing one line when ready."""
     worker = Worker(settings, models)
-    port = await worker.start(f"{settings.host}:{settings.port}", share_port=False)
-    loop = asyncio.get_running_loop()
-    draining: list[asyncio.Task[None]] = []
-
-    def drain() -> None:
-        if not draining:
-            draining.append(asyncio.create_task(worker.drain()))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, drain)
-    print(ready_line(f"{settings.host}:{port}", models), flush=True)
-    await worker.run()
+    port = await worker.start([f"{settings.host}:{settings.port}"])
+    with metrics_server(settings, worker.host.metrics.registry):
+        print(ready_line(settings.host, port, models), flush=True)
+        await worker.run_until_signal()
 
 
-def ready_line(address: str, models: Sequence[LoadedModel]) -> str:
+def ready_line(host: str, port: int, models: Sequence[LoadedModel]) -> str:
     """Where the server listens and what it serves."""
     names = ", ".join(f"{model.info.name}/{model.info.version} ({model.runtime.description})" for model in models)
-    return f"hiddenstate-server {__version__} ready on {address}, serving {names}"
+    return f"hiddenstate-server {__version__} ready on {host}:{port}, serving {names}"
+
+
+async def serve_shared(
+    settings: Settings, models: Sequence[LoadedModel], worker: int, folder: Path, announce: Callable[[str], None]
+) -> None:
+    """Serves as one of several workers: shares the port, and answers its peers on a Unix socket in `folder`."""
+    own = socket_address(folder, worker)
+    Path(own.removeprefix("unix:")).unlink(missing_ok=True)
+    peers = Peers(socket_address(folder, peer) for peer in range(settings.workers) if peer != worker)
+    server = Worker(settings, models, peers)
+    port = await server.start([f"{settings.host}:{settings.port}", own], share_port=True)
+    announce(ready_line(settings.host, port, models))
+    await server.run_until_signal()

@@ -1,0 +1,96 @@
+"""Live sessions as clients see them, and pages of them in the order of their creation."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+
+import numpy as np
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server.errors import RequestInvalid
+from hiddenstate_server.host import Host
+from hiddenstate_server.sessions import Place
+from hiddenstate_server.streams import duration
+
+_DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
+_TOKEN = re.compile(r"(\d{1,19})/([A-Za-z0-9._:-]{1,128})")
+
+Position = tuple[int, str]
+"""Creation in nanoseconds, then id: unique even among the workers of a server."""
+
+
+def session(host: Host, place: Place) -> pb.Session:
+    """One live session."""
+    model, row = place
+    table, now = model.table, host.clock()
+    lease, last_use = float(table.lease[row]), float(table.last_use[row])
+    ends = min(last_use + lease, float(table.detached_at[row]) + host.limits.detach_timeout)
+    wall = time.time_ns() - round(now * 1e9)
+    message = pb.Session(
+        id=table.ids[row],
+        model=model.info.name,
+        version=model.info.version,
+        step=int(table.applied[row]),
+        idle_timeout=duration(lease),
+        attached=bool(table.stream[row] >= 0),
+    )
+    message.create_time.FromNanoseconds(int(table.created[row]))
+    message.last_use_time.FromNanoseconds(wall + round(last_use * 1e9))
+    message.expire_time.FromNanoseconds(wall + round(ends * 1e9))
+    return message
+
+
+def page(host: Host, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
+    """This process's page; RequestInvalid for a page_token that no page gave, or an oversized page."""
+    size = _page_size(request)
+    after = _position(request.page_token)
+    found: list[tuple[Position, Place]] = []
+    total = 0
+    for model in host.models:
+        if request.model in ("", model.info.name):
+            created = model.table.created
+            rows = model.table.live()
+            total += len(rows)
+            rows = rows[created[rows] >= after[0]]
+            # Creations are distinct within a process, so one more than a page covers a tie with `after`.
+            rows = rows[np.argsort(created[rows])][: size + 2]
+            found += [((int(created[row]), model.table.ids[row]), Place(model, row)) for row in rows.tolist()]
+    found = sorted((entry for entry in found if entry[0] > after), key=lambda entry: entry[0])
+    response = pb.ListSessionsResponse(sessions=[session(host, place) for _, place in found[:size]], total_size=total)
+    if len(found) > size:
+        response.next_page_token = _token(response.sessions[-1])
+    return response
+
+
+def merged(request: pb.ListSessionsRequest, pages: Iterable[pb.ListSessionsResponse]) -> pb.ListSessionsResponse:
+    """One page out of those of several processes."""
+    size, pages = _page_size(request), list(pages)
+    sessions = sorted(
+        (session for page in pages for session in page.sessions),
+        key=lambda session: (session.create_time.ToNanoseconds(), session.id),
+    )
+    response = pb.ListSessionsResponse(sessions=sessions[:size], total_size=sum(page.total_size for page in pages))
+    if len(sessions) > size or any(page.next_page_token for page in pages):
+        response.next_page_token = _token(response.sessions[-1])
+    return response
+
+
+def _page_size(request: pb.ListSessionsRequest) -> int:
+    if request.page_size > _LARGEST_PAGE:
+        raise RequestInvalid(f"page_size is {request.page_size}; ask for at most {_LARGEST_PAGE}")
+    return request.page_size or _DEFAULT_PAGE
+
+
+def _position(token: str) -> Position:
+    if not token:
+        return (0, "")
+    match = _TOKEN.fullmatch(token)
+    if match is None:
+        raise RequestInvalid("page_token is not one of this service; take it from the previous page")
+    return (int(match[1]), match[2])
+
+
+def _token(session: pb.Session) -> str:
+    return f"{session.create_time.ToNanoseconds()}/{session.id}"

@@ -1,0 +1,110 @@
+"""The other worker processes of this server: what they hold, asked over private Unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
+from hiddenstate_server import errors
+from hiddenstate_server.host import Host
+from hiddenstate_server.sessions import Ended
+
+_SERVICE = "hiddenstate.internal.Peers"
+_LIVE = "LIVE"
+_TIMEOUT = 5.0
+
+
+def socket_address(folder: Path, worker: int) -> str:
+    """Where a worker listens for its peers."""
+    return f"unix:{folder / f'worker-{worker}.sock'}"
+
+
+def is_private(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
+    """Whether a call came from a peer."""
+    return context.peer().startswith("unix:")
+
+
+class Peers:
+    """Asks peers; one that is down holds nothing, so it is left out of the answer."""
+
+    def __init__(self, addresses: Iterable[str] = ()) -> None:
+        self._channels = [grpc.aio.insecure_channel(address) for address in addresses]
+        self._services = [pb_grpc.HiddenStateServiceStub(channel) for channel in self._channels]
+        self._lookups = [channel.unary_unary(f"/{_SERVICE}/Lookup", _encoded, json.loads) for channel in self._channels]
+
+    def __bool__(self) -> bool:
+        return bool(self._channels)
+
+    async def pages(self, request: pb.ListSessionsRequest) -> list[pb.ListSessionsResponse]:
+        """Their pages of sessions."""
+        return await _answers(service.ListSessions(request, timeout=_TIMEOUT) for service in self._services)
+
+    async def session(self, session_id: str) -> pb.Session | errors.ServerError | None:
+        """Their live session of this id, else how it ended, else None."""
+        fates = await self.fates([session_id])
+        if not isinstance(fates.get(session_id), errors.SessionElsewhere):
+            return fates.get(session_id)
+        request = pb.GetSessionRequest(id=session_id)
+        calls = (service.GetSession(request, timeout=_TIMEOUT) for service in self._services)
+        found = await _answers(calls, ignore=(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND))
+        return found[0].session if found else None
+
+    async def fates(self, session_ids: Sequence[str]) -> dict[str, errors.ServerError]:
+        """For ids they know: SessionElsewhere for a live one, else how it ended."""
+        known: dict[str, errors.ServerError] = {}
+        for answer in await _answers(lookup(list(session_ids), timeout=_TIMEOUT) for lookup in self._lookups):
+            for session_id, fate in answer.items():
+                if fate == _LIVE:
+                    known[session_id] = errors.SessionElsewhere(
+                        f"another worker of this server holds session {session_id!r}; connect again to reach it"
+                    )
+                elif not isinstance(known.get(session_id), errors.SessionElsewhere):
+                    known[session_id] = Ended[fate].error()
+        return known
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels:
+            await channel.close()
+
+
+async def _answers(
+    calls: Iterable[Any], ignore: Sequence[grpc.StatusCode] = (grpc.StatusCode.UNAVAILABLE,)
+) -> list[Any]:
+    answers = []
+    for answer in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(answer, grpc.RpcError) and answer.code() in ignore:
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        answers.append(answer)
+    return answers
+
+
+def lookup_handler(host: Host) -> grpc.GenericRpcHandler:
+    """Answers peers' look-ups: {id: LIVE or how it ended} for the ids this process knows."""
+
+    async def lookup(session_ids: list[str], context: Any) -> dict[str, str]:
+        if not is_private(context):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "for the workers of one server only")
+        fates = {}
+        for session_id in session_ids:
+            if host.directory.get(session_id) is not None:
+                fates[session_id] = _LIVE
+            elif (ending := host.directory.ending(session_id)) is not None:
+                fates[session_id] = ending.name
+        return fates
+
+    handler = grpc.unary_unary_rpc_method_handler(lookup, json.loads, _encoded)
+    return grpc.method_handlers_generic_handler(_SERVICE, {"Lookup": handler})
+
+
+def _encoded(message: object) -> bytes:
+    return json.dumps(message).encode()
