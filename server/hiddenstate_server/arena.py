@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hiddenstate_server.runtimes import FloatArray, Outputs, RowArray
+from hiddenstate_server.runtimes import FloatArray, Outputs, RowArray, each_column, write_rows
 
 
 class Arena:
@@ -17,7 +17,7 @@ class Arena:
         """`outputs` and `state` are what a new session starts with, one row each."""
         self.capacity = capacity
         self.states = np.zeros((capacity, state.shape[-1]), np.float32)
-        self.outputs = type(outputs)(*(np.zeros((capacity, *column.shape[1:]), column.dtype) for column in outputs))
+        self.outputs = each_column(outputs, lambda column: np.zeros((capacity, *column.shape[1:]), column.dtype))
         self._initial_outputs = outputs
         self._initial_state = state.reshape(-1)
         self._free = np.arange(capacity - 1, -1, -1, dtype=np.int64)
@@ -38,17 +38,15 @@ class Arena:
         if count > self._free_count:
             raise ValueError(f"{count} rows asked for, {self._free_count} free")
         self._free_count -= count
-        rows = self._free[self._free_count : self._free_count + count].copy()
+        rows: RowArray = self._free[self._free_count : self._free_count + count].copy()
         self.states[rows] = self._initial_state
-        for column, initial in zip(self.outputs, self._initial_outputs, strict=True):
-            column[rows] = initial
+        write_rows(self.outputs, rows, self._initial_outputs)
         return rows
 
     def release(self, rows: RowArray) -> None:
         """Gives rows back, zeroed, so that nothing of a session outlives it."""
         self.states[rows] = 0
-        for column in self.outputs:
-            column[rows] = 0
+        write_rows(self.outputs, rows, 0)
         self._free[self._free_count : self._free_count + len(rows)] = rows
         self._free_count += len(rows)
 

@@ -7,10 +7,10 @@ import time
 import numpy as np
 
 from hiddenstate_server.arena import Arena
-from hiddenstate_server.runtimes import InputArray, Outputs, RowArray, Runtime
+from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, RowArray, Runtime, each_column, write_rows
 
 TARGET_STEP_SECONDS = 0.004
-BATCH_SIZES = tuple(2**power for power in range(4, 12))
+BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class Engine:
@@ -28,14 +28,12 @@ class Engine:
         np.take(self.arena.states, rows, axis=0, out=states, mode="clip")
         outputs, next_states = self._runtime.step(inputs, states)
         self.arena.states[rows] = next_states
-        for column, values in zip(self.arena.outputs, outputs, strict=True):
-            column[rows] = values
+        write_rows(self.arena.outputs, rows, outputs)
         return outputs
 
     def last(self, rows: RowArray) -> Outputs:
         """Outputs of each row's last step, or the initial ones."""
-        outputs = self.arena.outputs
-        return type(outputs)(*(column[rows] for column in outputs))
+        return each_column(self.arena.outputs, lambda column: column[rows])
 
 
 def calibrated_batch(runtime: Runtime, inputs: InputArray, target: float = TARGET_STEP_SECONDS) -> int:
@@ -53,7 +51,7 @@ def calibrated_batch(runtime: Runtime, inputs: InputArray, target: float = TARGE
     return best
 
 
-def _timed(runtime: Runtime, inputs: InputArray, states: np.ndarray) -> float:
+def _timed(runtime: Runtime, inputs: InputArray, states: FloatArray) -> float:
     start = time.perf_counter()
     runtime.step(inputs, states)
     return time.perf_counter() - start

@@ -14,6 +14,7 @@ StartError: the server cannot start; its message is all the operator sees.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
@@ -221,15 +222,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return None
         if handler.unary_unary is not None:
             return handler._replace(unary_unary=_mapped(handler.unary_unary))
-        if handler.stream_stream is not None and _is_coroutine(handler.stream_stream):
+        if handler.stream_stream is not None and inspect.iscoroutinefunction(handler.stream_stream):
             return handler._replace(stream_stream=_mapped(handler.stream_stream))
         return handler
-
-
-def _is_coroutine(function: Callable[..., Any]) -> bool:
-    import inspect
-
-    return inspect.iscoroutinefunction(function)
 
 
 def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:

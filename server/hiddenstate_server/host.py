@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
@@ -36,6 +38,7 @@ class Host:
         self.directory = Directory()
         self.streams: dict[int, Stream] = {}
         self.draining = False
+        self._deserted: asyncio.Event | None = None
         self._last_stream = 0
         self._rows = 0
 
@@ -84,6 +87,14 @@ class Host:
             model.drop(rows)
             model.table.detach(rows, now)
         del self.streams[stream.number]
+        if self._deserted is not None and not self.streams:
+            self._deserted.set()
+
+    async def deserted(self) -> None:
+        """Waits until no stream is left."""
+        if self.streams:
+            self._deserted = asyncio.Event()
+            await self._deserted.wait()
 
     # frames
 
@@ -147,28 +158,15 @@ class Host:
         inputs: InputArray | list[str],
         now: float,
     ) -> None:
-        wrong = self._wrong_kind(model, inputs)
+        wrong = model.info.wrong_kind(inputs)
         if wrong is not None:
             for index, handle in enumerate(model.table.handle[rows].tolist()):
                 self._refuse(stream, wrong, handle, 0 if steps is None else max(0, int(steps[index])))
         elif isinstance(inputs, list):
-            model.observe(stream, rows, steps, model.info.tokens(inputs), WORDS, now)
+            assert model.info.text is not None
+            model.observe(stream, rows, steps, model.info.text.tokens(inputs), WORDS, now)
         else:
             model.observe(stream, rows, steps, inputs, 0, now)
-
-    def _wrong_kind(self, model: ServedModel, inputs: InputArray | list[str]) -> errors.InputInvalid | None:
-        info = model.info
-        if info.task == "next-word":
-            if isinstance(inputs, list) or inputs.ndim == 1:
-                return None
-            return errors.InputInvalid(f"{info.name} takes words; send tokens or words, not values")
-        if isinstance(inputs, list) or inputs.ndim == 1:
-            return errors.InputInvalid(f"{info.name} takes values; send values, not words or tokens")
-        if inputs.shape[1] != len(info.columns):
-            return errors.InputInvalid(
-                f"{info.name} takes {len(info.columns)} values per observation, not {inputs.shape[1]}"
-            )
-        return None
 
     def _peek(self, stream: Stream, peek: pb.Peek) -> None:
         handles = frames.handles_of(peek.handles, self.limits.max_frame_rows)
@@ -192,7 +190,7 @@ class Host:
         stream.leases(b"".join(renewed))
 
     def _located(
-        self, stream: Stream, handles: np.ndarray, steps: RowArray | None
+        self, stream: Stream, handles: NDArray[np.uint32], steps: RowArray | None
     ) -> Iterable[tuple[ServedModel, RowArray, RowArray | None]]:
         """Models with their rows and the rows' positions in the frame (None: all of it).
 

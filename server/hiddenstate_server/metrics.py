@@ -201,7 +201,8 @@ def metrics_server(settings: Settings, registry: CollectorRegistry) -> Iterator[
         server, thread = start_http_server(settings.metrics_port, host, registry)
     except OSError as error:
         raise StartError(
-            f"cannot serve metrics on port {settings.metrics_port}: {error.strerror}; choose another --metrics-port, or 0"
+            f"cannot serve metrics on port {settings.metrics_port}: {error.strerror}; "
+            "choose another --metrics-port, or 0 for none"
         ) from error
     try:
         yield

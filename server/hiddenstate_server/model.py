@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from hiddenstate_server import errors
 from hiddenstate_server.arena import Arena
 from hiddenstate_server.engine import Engine
 from hiddenstate_server.frames import handle_bytes, step_bytes
-from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime
+from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column
 from hiddenstate_server.scheduler import CLOSE, HOLD, KIND, OBSERVE, PEEK, WORDS, Batch, FlagArray, Scheduler, runs_of
 from hiddenstate_server.sessions import SessionTable
 from hiddenstate_server.streams import RUN_ANSWER_ROWS, Part, Stream
@@ -29,36 +30,15 @@ _SMALL_FRAME = 4
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What a model is, as clients see it."""
+class TextInfo:
+    """How a word model sees text."""
 
-    name: str
-    version: str
-    task: Literal["next-word", "next-value"]
-    description: str
-    parameters: int
-    state_size: int
-    vocabulary: tuple[str, ...] = ()
-    lowercase: bool = False
-    unknown_token: int = 0
-    end_token: int = 0
-    word_pattern: str = ""
-    columns: tuple[str, ...] = ()
-    targets: tuple[int, ...] = ()
-    token_ids: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def empty_input(self) -> InputArray:
-        """[0] tokens or [0, columns] values."""
-        if self.task == "next-word":
-            return np.empty(0, np.int64)
-        return np.empty((0, len(self.columns)), np.float64)
-
-    def invalid(self, inputs: InputArray) -> NDArray[np.bool_]:
-        """[n]: which inputs the model cannot take."""
-        if self.task == "next-word":
-            return (inputs < 0) | (inputs >= len(self.vocabulary))
-        return np.isinf(inputs).any(axis=1)
+    vocabulary: Sequence[str]
+    token_ids: Mapping[str, int]
+    lowercase: bool
+    unknown_token: int
+    end_token: int
+    word_pattern: str
 
     def tokens(self, words: Sequence[str]) -> NDArray[np.int64]:
         """Ids of words; the unknown token where a word is not in the vocabulary."""
@@ -66,6 +46,58 @@ class ModelInfo:
         if self.lowercase:
             words = [word.lower() for word in words]
         return np.array([ids.get(word, unknown) for word in words], np.int64)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, as clients see it; `text` is set for word models, `columns` for value models."""
+
+    name: str
+    version: str
+    task: Literal["next-word", "next-value"]
+    description: str
+    parameters: int
+    state_size: int
+    text: TextInfo | None = None
+    columns: tuple[str, ...] = ()
+    targets: tuple[int, ...] = ()
+
+    @property
+    def empty_input(self) -> InputArray:
+        """[0] tokens or [0, columns] values."""
+        if self.text is not None:
+            return np.empty(0, np.int64)
+        return np.empty((0, len(self.columns)), np.float64)
+
+    def invalid(self, inputs: InputArray) -> NDArray[np.bool_]:
+        """[n]: which inputs the model cannot take."""
+        invalid: NDArray[np.bool_]
+        if self.text is not None:
+            invalid = (inputs < 0) | (inputs >= len(self.text.vocabulary))
+        else:
+            invalid = np.logical_or.reduce(np.isinf(inputs), axis=1)
+        return invalid
+
+    def refusal(self, value: Any) -> errors.InputInvalid:
+        """Why an input is invalid."""
+        if self.text is not None:
+            last = len(self.text.vocabulary) - 1
+            return errors.InputInvalid(f"token {value} is outside the vocabulary; send 0 to {last}")
+        return errors.InputInvalid("a value is infinite; send a finite number, or NaN for a missing one")
+
+    def wrong_kind(self, inputs: InputArray | list[str]) -> errors.InputInvalid | None:
+        """Why these inputs, words [n], tokens [n] or values [n, columns], are not what the model takes."""
+        is_values = not isinstance(inputs, list) and inputs.ndim == 2
+        if self.text is not None:
+            if is_values:
+                return errors.InputInvalid(f"{self.name} takes words; send tokens or words, not values")
+            return None
+        if isinstance(inputs, list) or not is_values:
+            return errors.InputInvalid(f"{self.name} takes values; send values, not words or tokens")
+        if inputs.shape[1] != len(self.columns):
+            wanted, width = len(self.columns), inputs.shape[1]
+            return errors.InputInvalid(f"{self.name} takes {wanted} values per observation, not {width}")
+        return None
 
 
 @dataclass(frozen=True)
@@ -103,6 +135,7 @@ class ServedModel:
         self._streams = streams
         self._backlogs = backlogs
         self._fields = self.arena.outputs._fields
+        self._vocabulary = () if info.text is None else info.text.vocabulary
 
     @property
     def top_k(self) -> int:
@@ -153,7 +186,7 @@ class ServedModel:
         # Of a session's several rows the last is written last, and has the highest step.
         table.accepted[rows] = following
         stream.backlog += count
-        row_flags = flags if runs is None else flags | np.where(runs.held(), HOLD, 0).astype(np.uint8)
+        row_flags = flags if runs is None else runs.flagged(flags, HOLD)
         scheduler.add(rows, inputs, row_flags, now, runs)
         return True
 
@@ -178,7 +211,7 @@ class ServedModel:
                 if table.closing[row]:
                     raise errors.SessionClosed("the session is being closed; open a new one")
                 if invalid[index]:
-                    raise self._invalid_input(inputs[index])
+                    raise self.info.refusal(inputs[index])
                 if step != expected:
                     if self._is_repeat(row, step, expected):
                         repeated.append(index)
@@ -217,14 +250,7 @@ class ServedModel:
             self.scheduler.add(rows, inputs, flags, now)
             return
         runs = runs_of(rows)
-        held = np.where(runs.held(), HOLD, 0).astype(np.uint8) if flags & KIND == OBSERVE else np.uint8(0)
-        self.scheduler.add(rows, inputs, flags | held, now, runs)
-
-    def _invalid_input(self, value: Any) -> errors.InputInvalid:
-        if self.info.task == "next-word":
-            last = len(self.info.vocabulary) - 1
-            return errors.InputInvalid(f"token {value} is outside the vocabulary; send 0 to {last}")
-        return errors.InputInvalid("a value is infinite; send a finite number, or NaN for a missing one")
+        self.scheduler.add(rows, inputs, runs.flagged(flags, HOLD if flags & KIND == OBSERVE else 0), now, runs)
 
     def _is_repeat(self, row: int, step: int, expected: int) -> bool:
         """Whether a step other than the expected one is the last applied; False if its answer is on the way."""
@@ -282,7 +308,8 @@ class ServedModel:
             mask = kinds == kind
             if mask.any():
                 act(Batch(*(column[mask] for column in batch)), now)
-        return batch.rows[kinds == CLOSE]
+        closing: RowArray = batch.rows[kinds == CLOSE]
+        return closing
 
     def _step(self, batch: Batch, now: float) -> None:
         start = self.metrics.step_started(now, batch.received)
@@ -321,19 +348,19 @@ class ServedModel:
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
             rows, flags, received = rows[order], flags[order], received[order]
-            outputs = type(outputs)(*(column[order] for column in outputs))
+            outputs = each_column(outputs, lambda column: column[order])
             bounds = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist(), len(rows)]
         columns = [handle_bytes(self.table.handle[rows]), step_bytes(self.table.applied[rows])]
         columns += [np.ascontiguousarray(column).tobytes() for column in outputs]
         widths = [len(column) // len(rows) for column in columns]
         peeked = bool(flags[0] & KIND == PEEK)
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in pairwise(bounds):
             key = int(keys[start])
             stream = self._streams[key >> 1 if worded else key]
             part = Part(
                 peeked,
                 self._fields,
-                self.info.vocabulary if flags[start] & WORDS else (),
+                self._vocabulary if flags[start] & WORDS else (),
                 tuple(column[start * width : end * width] for column, width in zip(columns, widths, strict=True)),
                 received[start:end],
                 self.metrics.observed,

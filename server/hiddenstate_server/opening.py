@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
@@ -45,9 +46,9 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping
         refused += _resume(host, stream, usable, frame, lease, elsewhere)
     else:
         refused += _create(host, stream, usable, frame, lease, elsewhere)
-    for handle, error in refused:
-        host.metrics.fault(error)
-        stream.fault(error, handle)
+    for handle, refusal in refused:
+        host.metrics.fault(refusal)
+        stream.fault(refusal, handle)
 
 
 def _lease(host: Host, frame: pb.Open) -> float | None:
@@ -177,7 +178,9 @@ def _take_over(host: Host, stream: Stream, handle: int, place: Place, lease: flo
     stream.opened(_opened(model, table.handle[rows], [table.ids[row]], table.applied[rows], float(table.lease[row])))
 
 
-def _opened(model: ServedModel, handles: np.ndarray, ids: list[str], steps: np.ndarray, lease: float) -> pb.Opened:
+def _opened(
+    model: ServedModel, handles: NDArray[np.uint32], ids: list[str], steps: NDArray[np.int64], lease: float
+) -> pb.Opened:
     return pb.Opened(
         handles=frames.handle_bytes(handles),
         session_ids=ids,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from hiddenstate_models.bundle import INT8_STEP_FILE, STEP_FILE, Bundle
 from hiddenstate_models.errors import BundleError
-
 from hiddenstate_server.engine import calibrated_batch
 from hiddenstate_server.errors import StartError
-from hiddenstate_server.model import ModelInfo
+from hiddenstate_server.model import ModelInfo, TextInfo
 from hiddenstate_server.runtimes import Runtime
 from hiddenstate_server.runtimes.onnx import OnnxValues, OnnxWords
 from hiddenstate_server.settings import Settings
@@ -106,23 +106,24 @@ def _info(bundle: Bundle) -> ModelInfo:
     network = config.network
     sizes = "-".join(map(str, network["hidden_sizes"]))
     description = f"{network['cell'].upper()} {sizes}, {config.parameters:,} parameters"
-    common = {
-        "name": config.name,
-        "version": str(config.version),
-        "description": description,
-        "parameters": config.parameters,
-        "state_size": config.state_size,
-    }
-    if config.text is not None:
-        return ModelInfo(
-            task="next-word",
+    text, values = config.text, config.values
+    return ModelInfo(
+        name=config.name,
+        version=str(config.version),
+        task=config.task,
+        description=description,
+        parameters=config.parameters,
+        state_size=config.state_size,
+        text=None
+        if text is None
+        else TextInfo(
             vocabulary=bundle.vocabulary,
-            lowercase=config.text.lowercase,
-            unknown_token=config.text.unknown_token,
-            end_token=config.text.end_token,
-            word_pattern=config.text.word_pattern,
             token_ids={word: token for token, word in enumerate(bundle.vocabulary)},
-            **common,
-        )
-    assert config.values is not None
-    return ModelInfo(task="next-value", columns=config.values.columns, targets=config.values.targets, **common)
+            lowercase=text.lowercase,
+            unknown_token=text.unknown_token,
+            end_token=text.end_token,
+            word_pattern=text.word_pattern,
+        ),
+        columns=() if values is None else values.columns,
+        targets=() if values is None else values.targets,
+    )

@@ -60,11 +60,11 @@ class Runs(NamedTuple):
         ordinals[self.order] = positions - starts
         return ordinals
 
-    def held(self) -> NDArray[np.bool_]:
-        """[n] in frame order: whether a later row of the frame has the same session."""
-        held = np.empty(len(self.order), np.bool_)
-        held[self.order] = ~self.last
-        return held
+    def flagged(self, flags: int, held: int) -> FlagArray:
+        """[n] in frame order: `flags`, with `held` where a later row of the frame has the same session."""
+        column = np.empty(len(self.order), np.uint8)
+        column[self.order] = np.where(self.last, flags, flags | held)
+        return column
 
 
 def runs_of(rows: RowArray) -> Runs:

@@ -10,11 +10,10 @@ import grpc
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
-from hiddenstate_server import errors, listing
+from hiddenstate_server import errors, listing, streams
 from hiddenstate_server.host import Host
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.peers import Peers, is_private
-from hiddenstate_server.streams import Stream
 
 StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamResponse]
 
@@ -27,7 +26,7 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
         self._peers = peers
         self._wake_engine = wake_engine
 
-    async def Stream(self, _requests: Any, context: StreamContext) -> None:  # noqa: N802
+    async def Stream(self, _requests: Any, context: StreamContext) -> None:  # type: ignore[override]
         """Reads frames in a task of its own; this coroutine sends."""
         if self._host.draining:
             raise errors.Draining("the server is going away; connect to another one")
@@ -43,9 +42,9 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
         if stream.ending is not None:
             raise stream.ending
 
-    async def _read(self, stream: Stream, context: StreamContext) -> None:
+    async def _read(self, stream: streams.Stream, context: StreamContext) -> None:
         try:
-            while (request := await context.read()) is not grpc.aio.EOF:
+            while not isinstance(request := await context.read(), type(grpc.aio.EOF)):
                 elsewhere = await self._elsewhere(request.open) if self._peers and request.open.session_ids else {}
                 self._host.receive(stream, request, elsewhere)
                 self._wake_engine()
@@ -59,21 +58,21 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
         foreign = [name for name in frame.session_ids if name and self._host.directory.get(name) is None]
         return await self._peers.fates(foreign) if foreign else {}
 
-    async def _send(self, stream: Stream, context: StreamContext) -> None:
+    async def _send(self, stream: streams.Stream, context: StreamContext) -> None:
         while await stream.sendable():
             response, parts, rows = stream.take()
             await context.write(response)
             stream.sent(parts, rows, self._host.clock())
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+    async def ListModels(self, _request: pb.ListModelsRequest, _context: Any) -> pb.ListModelsResponse:
         """Every model, without vocabularies."""
         return pb.ListModelsResponse(models=[describe(model, vocabulary=False) for model in self._host.models])
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+    async def GetModel(self, request: pb.GetModelRequest, _context: Any) -> pb.GetModelResponse:
         """One model, with its vocabulary."""
         return pb.GetModelResponse(model=describe(self._host.model(request.name, request.version)))
 
-    async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:  # noqa: N802
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
         """A page of live sessions, of all workers unless a worker asks."""
         if request.model:
             self._host.model(request.model)
@@ -82,7 +81,7 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
             return page
         return listing.merged(request, [page, *await self._peers.pages(request)])
 
-    async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:  # noqa: N802
+    async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
         """One live session of any worker, or how it ended."""
         directory = self._host.directory
         place = directory.get(request.id)
@@ -110,14 +109,14 @@ def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:
         live_sessions=model.arena.used,
         runtime=model.runtime.description,
     )
-    if info.task == "next-word":
-        message.text.lowercase = info.lowercase
-        message.text.unknown_token = info.unknown_token
-        message.text.end_token = info.end_token
-        message.text.word_pattern = info.word_pattern
+    if info.text is not None:
+        message.text.lowercase = info.text.lowercase
+        message.text.unknown_token = info.text.unknown_token
+        message.text.end_token = info.text.end_token
+        message.text.word_pattern = info.text.word_pattern
         message.text.top_k = model.top_k
         if vocabulary:
-            message.text.vocabulary.extend(info.vocabulary)
+            message.text.vocabulary.extend(info.text.vocabulary)
     else:
         message.values.columns.extend(info.columns)
         message.values.targets.extend(info.targets)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hiddenstate_server import errors
 from hiddenstate_server.runtimes import RowArray
@@ -75,7 +76,7 @@ class SessionTable:
         for row, session_id in zip(rows.tolist(), ids, strict=True):
             self.ids[row] = session_id
 
-    def attach(self, rows: RowArray, stream: int, handles: np.ndarray) -> None:
+    def attach(self, rows: RowArray, stream: int, handles: NDArray[np.uint32]) -> None:
         """Binds rows to a stream's handles."""
         self.stream[rows] = stream
         self.handle[rows] = handles

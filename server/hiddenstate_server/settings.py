@@ -54,40 +54,42 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: Path | None = Field(None, description="TOML file with any of these settings.")
+    config: Path | None = Field(default=None, description="TOML file with any of these settings.")
     models: Path | None = Field(
-        None, description="Folder of bundles NAME/VERSION; without it, the models that come with the package."
+        default=None, description="Folder of bundles NAME/VERSION; without it, the models that come with the package."
     )
-    host: str = Field("[::]", description="Address to listen on; [::] is every interface, IPv4 and IPv6.")
-    port: Port = Field(50051, description="Port of the service; 0 takes a free one and prints it.")
-    metrics_port: Port = Field(9090, description="Port of the Prometheus metrics; 0 switches them off.")
+    host: str = Field(default="[::]", description="Address to listen on; [::] is every interface, IPv4 and IPv6.")
+    port: Port = Field(default=50051, description="Port of the service; 0 takes a free one and prints it.")
+    metrics_port: Port = Field(default=9090, description="Port of the Prometheus metrics; 0 switches them off.")
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="Processes that share the port, each with its own sessions. One per core."
+        default=1, description="Processes that share the port, each with its own sessions. One per core."
     )
     runtime: Literal["auto", "onnx", "torch"] = Field(
-        "auto", description="What computes: torch on a CUDA device where there is one, else onnx."
+        default="auto", description="What computes: torch on a CUDA device where there is one, else onnx."
     )
     precision: Literal["fp32", "int8"] = Field(
-        "fp32", description="int8 is faster on CPU and slightly less exact (onnx only)."
+        default="fp32", description="int8 is faster on CPU and slightly less exact (onnx only)."
     )
-    top_k: Annotated[int, Field(ge=1, le=100)] = Field(5, description="Words in a next-word prediction.")
-    max_sessions: Count = Field(100_000, description="Live sessions per model; beyond, detached ones give way.")
-    max_sessions_per_stream: Count = Field(65_536, description="Sessions a stream may hold.")
-    max_session_backlog: Count = Field(16_384, description="Observations that may wait in a session.")
-    max_stream_backlog: Count = Field(65_536, description="Observations of a stream that may await answers.")
-    max_frame_rows: Count = Field(16_384, description="Rows in a frame.")
+    top_k: Annotated[int, Field(ge=1, le=100)] = Field(default=5, description="Words in a next-word prediction.")
+    max_sessions: Count = Field(default=100_000, description="Live sessions per model; beyond, detached ones give way.")
+    max_sessions_per_stream: Count = Field(default=65_536, description="Sessions a stream may hold.")
+    max_session_backlog: Count = Field(default=16_384, description="Observations that may wait in a session.")
+    max_stream_backlog: Count = Field(default=65_536, description="Observations of a stream that may await answers.")
+    max_frame_rows: Count = Field(default=16_384, description="Rows in a frame.")
     max_message_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024)] = Field(
-        4 * 2**20, description="Bytes in a message; takes KiB and MiB."
+        default=4 * 2**20, description="Bytes in a message; takes KiB and MiB."
     )
     max_batch: Annotated[int, Field(ge=0, le=65_536)] = Field(
-        0, description="Rows stepped together; 0 finds what keeps a step at about 4 ms."
+        default=0, description="Rows stepped together; 0 finds what keeps a step at about 4 ms."
     )
-    idle_timeout: Seconds = Field(600.0, description="Lease of a session whose client asks for none.")
-    max_idle_timeout: Seconds = Field(86_400.0, description="Longest lease a client gets.")
-    detach_timeout: Seconds = Field(60.0, description="How long a session waits to be resumed after its stream.")
-    drain_timeout: Seconds = Field(30.0, description="How long SIGTERM lets work under way finish.")
-    log_format: Literal["console", "json"] = Field("console", description="Logs for people or programs.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log shown.")
+    idle_timeout: Seconds = Field(default=600.0, description="Lease of a session whose client asks for none.")
+    max_idle_timeout: Seconds = Field(default=86_400.0, description="Longest lease a client gets.")
+    detach_timeout: Seconds = Field(default=60.0, description="How long a session outlives its stream, to be resumed.")
+    drain_timeout: Seconds = Field(default=30.0, description="How long SIGTERM lets work under way finish.")
+    log_format: Literal["console", "json"] = Field(default="console", description="Logs for people or programs.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe record shown."
+    )
 
     @model_validator(mode="after")
     def _lease_within_maximum(self) -> Settings:
@@ -134,7 +136,7 @@ def load(arguments: Sequence[str]) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            flags = CliSettingsSource(settings_cls, cli_parse_args=list(arguments))
+            flags: CliSettingsSource[Settings] = CliSettingsSource(settings_cls, cli_parse_args=list(arguments))
             return flags, env_settings, TomlConfigSettingsSource(settings_cls, path)
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -220,10 +220,11 @@ def _merged(parts: Sequence[Part]) -> Iterable[tuple[pb.Predictions, bool]]:
 
 def _predictions(parts: Sequence[Part]) -> pb.Predictions:
     first = parts[0]
-    columns = first.columns if len(parts) == 1 else [b"".join(pieces) for pieces in zip(*(p.columns for p in parts))]
-    predictions = pb.Predictions(
-        handles=columns[0], steps=columns[1], **dict(zip(first.fields, columns[2:], strict=True))
-    )
+    columns = first.columns
+    if len(parts) > 1:
+        columns = tuple(b"".join(pieces) for pieces in zip(*(part.columns for part in parts), strict=True))
+    outputs: dict[str, Any] = dict(zip(first.fields, columns[2:], strict=True))
+    predictions = pb.Predictions(handles=columns[0], steps=columns[1], **outputs)
     if first.vocabulary:
         words = first.vocabulary
         predictions.top_words.extend(words[token] for token in np.frombuffer(predictions.top_tokens, "<i4").tolist())

@@ -40,11 +40,14 @@ class _Report(NamedTuple):
 
 
 def supervise(settings: Settings) -> None:
-    """Runs the workers until SIGTERM or SIGINT; StartError if one cannot start, SystemExit(1) if one fails to stop well."""
+    """Runs the workers until SIGTERM or SIGINT.
+
+    StartError if one cannot start; SystemExit(1) if one does not stop well.
+    """
     with tempfile.TemporaryDirectory(prefix="hiddenstate-") as folder, _reserved(settings) as port:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=folder)
+        MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
         with metrics_server(settings, registry):
             Supervisor(settings.model_copy(update={"port": port}), Path(folder)).run()
 
@@ -103,7 +106,7 @@ class Supervisor:
             if process.exitcode is None:
                 continue
             del self._workers[worker]
-            mark_process_dead(process.pid, str(self._folder))
+            mark_process_dead(process.pid, str(self._folder))  # type: ignore[no-untyped-call]
             if self._stopping:
                 if process.exitcode not in (0, -signal.SIGTERM):
                     log.error("a worker failed to stop well", worker=worker, exit_code=process.exitcode)
@@ -147,8 +150,7 @@ def _reserved(settings: Settings) -> Iterator[int]:
 
 def run_worker(settings: Settings, worker: int, folder: Path, report_to: Connection) -> None:
     """A worker process from start to end."""
-    # The prometheus client chooses its shared files when first imported, so everything that imports it comes
-    # only in the worker, where the environment says so.
+    # Imported here so that the supervisor stays small: it needs no runtime.
     from hiddenstate_server.repository import load_models
     from hiddenstate_server.worker import serve_shared
 

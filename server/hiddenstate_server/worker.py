@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 from collections.abc import Callable, Sequence
@@ -119,9 +120,8 @@ class Worker:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         for stream in self.host.streams.values():
             stream.end(errors.Draining("the server is going away; connect to another one and resume there"))
-        deadline = self.host.clock() + self._settings.drain_timeout
-        while self.host.streams and self.host.clock() < deadline:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.host.deserted(), self._settings.drain_timeout)
         self._drained.set()
 
     def _wake(self) -> None:
@@ -170,7 +170,6 @@ async def serve_shared(
 ) -> None:
     """Serves as one of several workers: shares the port, and answers its peers on a Unix socket in `folder`."""
     own = socket_address(folder, worker)
-    Path(own.removeprefix("unix:")).unlink(missing_ok=True)
     peers = Peers(socket_address(folder, peer) for peer in range(settings.workers) if peer != worker)
     server = Worker(settings, models, peers)
     port = await server.start([f"{settings.host}:{settings.port}", own], share_port=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -38,6 +39,19 @@ class ValueOutputs(NamedTuple):
 
 
 Outputs: TypeAlias = WordOutputs | ValueOutputs
+
+
+def each_column(outputs: Outputs, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Outputs:
+    """Outputs of the same kind with `function` applied to every column."""
+    columns: list[Any] = [function(column) for column in outputs]
+    return type(outputs)(*columns)
+
+
+def write_rows(target: Outputs, rows: RowArray, values: Outputs | int) -> None:
+    """Sets rows of every column of `target`, to the rows of `values` [n, ...] or to a number."""
+    columns: tuple[Any, ...] = target
+    for index, column in enumerate(columns):
+        column[rows] = values if isinstance(values, int) else values[index]
 
 
 class Runtime(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs
+from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs, each_column
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -62,4 +62,4 @@ class OnnxValues:
         """A row of zeros, and no prediction (NaN) before the first value."""
         state = np.zeros((1, self.state_size), np.float32)
         outputs, _ = self.step(np.zeros((1, self._columns)), state)
-        return ValueOutputs(*(np.full_like(column, np.nan) for column in outputs)), state
+        return each_column(outputs, lambda column: np.full_like(column, np.nan)), state

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from hiddenstate_models.bundle import Bundle
-from hiddenstate_models.reference import reference_step
 from torch import Tensor
 
-from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs
+from hiddenstate_models.bundle import Bundle
+from hiddenstate_models.reference import reference_step
+from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs, each_column
 
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
@@ -44,8 +44,9 @@ class TorchRuntime:
             self.step(inputs[:half], states[:half]),
             self.step(inputs[half:], states[half:]),
         )
-        joined = type(first)(*map(np.concatenate, zip(first, second, strict=True)))
-        return joined, np.concatenate([first_states, second_states])
+        halves: Any = zip(first, second, strict=True)
+        joined: list[Any] = [np.concatenate(pair) for pair in halves]
+        return type(first)(*joined), np.concatenate([first_states, second_states])
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """What a new session starts with, as the ONNX runtimes have it."""
@@ -54,7 +55,7 @@ class TorchRuntime:
             outputs, state = self.step(np.array([self._text.end_token]), state)
             return outputs._replace(surprises=np.full(1, np.nan, np.float32)), state
         outputs, _ = self.step(np.zeros((1, self._columns)), state)
-        return type(outputs)(*(np.full_like(column, np.nan) for column in outputs)), state
+        return each_column(outputs, lambda column: np.full_like(column, np.nan)), state
 
     @torch.inference_mode()
     def _compute(self, inputs: Tensor, states: Tensor) -> tuple[Tensor, ...]:
