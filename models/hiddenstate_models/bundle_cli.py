@@ -34,9 +34,7 @@ def export(
     """
     from hiddenstate_models.export.sources import ExportOptions, export_source
 
-    options = ExportOptions(
-        name=name, version=version, dtype=dtype, int8=int8, data=data or (), licence=licence
-    )
+    options = ExportOptions(name=name, version=version, dtype=dtype, int8=int8, data=data or (), licence=licence)
     bundle = export_source(source, out, options)
     console = Console()
     console.print(_summary(bundle))

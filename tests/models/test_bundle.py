@@ -148,9 +148,7 @@ CONFIG_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize(("change", "sentence"), CONFIG_FAULTS.values(), ids=CONFIG_FAULTS.keys())
-def test_config_that_does_not_fit(
-    word_folder: Path, change: Callable[[dict[str, Any]], object], sentence: str
-) -> None:
+def test_config_that_does_not_fit(word_folder: Path, change: Callable[[dict[str, Any]], object], sentence: str) -> None:
     edit(word_folder, change)
     with pytest.raises(BundleCorruptError, match=sentence):
         Bundle.load(word_folder)

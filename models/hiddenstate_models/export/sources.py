@@ -67,9 +67,7 @@ def export_source(source: Path, models: Path, options: ExportOptions) -> Bundle:
         training["data"] = list(options.data)
     if options.licence:
         training["licence"] = options.licence
-    contents = replace(
-        contents, name=name, version=options.version or _next_version(models / name), training=training
-    )
+    contents = replace(contents, name=name, version=options.version or _next_version(models / name), training=training)
     is_text = contents.text is not None
     return write_bundle(
         models,
