@@ -59,6 +59,9 @@ Value = float | None
 Row = Sequence[Value] | NDArray[Any] | Mapping[str, Value]
 Values = NDArray[Any] | Sequence[Value] | Sequence[Row]
 Metadata = Mapping[str, str] | Sequence[tuple[str, str]]
+Ids = Sequence[Any] | NDArray[Any]
+Tokens = Sequence[str] | NDArray[np.integer]
+Floats = NDArray[np.floating]
 _T = TypeVar("_T")
 
 DEFAULT_SERVER = "localhost:50051"
@@ -372,7 +375,8 @@ class AsyncClient:
         code, detail = error.code(), error.details() or ""
         typed = from_trailers(code.value[0], detail, error.trailing_metadata())
         if isinstance(typed, Unavailable) and typed.reason == "UNAVAILABLE":
-            return Unavailable(f"there is no server to be reached at {self.server}: {detail}", reason=typed.reason)
+            cause = detail.rpartition(": ")[2]
+            return Unavailable(f"no server can be reached at {self.server}: {cause}", reason=typed.reason)
         return typed
 
 
@@ -516,8 +520,14 @@ class AsyncFleet:
     def __contains__(self, id: Hashable) -> bool:
         return id in self._handles
 
+    @overload
+    async def observe(self, ids: Ids, values: Tokens, *, timeout: float | None = None) -> FleetWordPredictions: ...
+    @overload
     async def observe(
-        self, ids: Sequence[Hashable] | NDArray[Any], values: Any, *, timeout: float | None = None
+        self, ids: Ids, values: Floats | Sequence[Value] | Sequence[Row], *, timeout: float | None = None
+    ) -> FleetPredictions: ...
+    async def observe(
+        self, ids: Ids, values: Any, *, timeout: float | None = None
     ) -> FleetPredictions | FleetWordPredictions:
         """Feeds observation `values[i]` to session `ids[i]`; an id may stand in several rows, in order.
 

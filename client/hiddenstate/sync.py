@@ -10,16 +10,17 @@ from collections.abc import Coroutine, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
-from numpy.typing import NDArray
-
 from hiddenstate.aio import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT,
     AsyncClient,
     AsyncFleet,
     AsyncSession,
+    Floats,
+    Ids,
     Metadata,
     Row,
+    Tokens,
     Value,
     Values,
 )
@@ -249,8 +250,14 @@ class Fleet:
     def __contains__(self, id: Hashable) -> bool:
         return id in self._fleet
 
+    @overload
+    def observe(self, ids: Ids, values: Tokens, *, timeout: float | None = None) -> FleetWordPredictions: ...
+    @overload
     def observe(
-        self, ids: Sequence[Hashable] | NDArray[Any], values: Any, *, timeout: float | None = None
+        self, ids: Ids, values: Floats | Sequence[Value] | Sequence[Row], *, timeout: float | None = None
+    ) -> FleetPredictions: ...
+    def observe(
+        self, ids: Ids, values: Any, *, timeout: float | None = None
     ) -> FleetPredictions | FleetWordPredictions:
         """Feeds observation `values[i]` to session `ids[i]`; an id may stand in several rows, in order.
 
@@ -258,7 +265,9 @@ class Fleet:
         What went wrong with single sessions is in `.errors` by id, their rows are NaN, and the ids start afresh
         the next time. Raises what concerns all of them.
         """
-        return self._client._run(self._fleet.observe(ids, values, timeout=timeout))
+        work: Coroutine[Any, Any, FleetPredictions | FleetWordPredictions]
+        work = self._fleet.observe(ids, values, timeout=timeout)
+        return self._client._run(work)
 
     def heartbeat(self, *, timeout: float | None = None) -> None:
         """Renews every session's lease without an observation."""

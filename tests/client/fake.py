@@ -1,4 +1,5 @@
 """A small server of the wire contract in Python objects, with faults on demand: what a real one does rarely."""
+# ruff: noqa: ARG002  (the generated base class names the arguments)
 
 from __future__ import annotations
 
@@ -106,6 +107,10 @@ class Fake(pb_grpc.HiddenStateServiceServicer):
         page = [pb.Session(id=s.id, model=s.model, version="1", step=s.step) for s in held[at : at + 2]]
         more = str(at + 2) if at + 2 < len(held) else ""
         return pb.ListSessionsResponse(sessions=page, next_page_token=more, total_size=len(held))
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
+        held = self.sessions[request.id]
+        return pb.GetSessionResponse(session=pb.Session(id=held.id, model=held.model, step=held.step))
 
     # the stream
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,6 +27,14 @@ from hiddenstate import (
     ValuePrediction,
     WordPrediction,
 )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something the server does in its own time."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
 
 BUSY = status("SESSION_BACKLOG", code_pb2.RESOURCE_EXHAUSTED, retry_after=0.01)
 
@@ -185,8 +194,7 @@ async def test_an_applied_but_unanswered_observation_is_not_applied_again(
     session = await client.session("values", id="s")
     serving.fake.answering.clear()
     waiting = asyncio.create_task(session.observe(5.0))
-    while not serving.fake.sessions["s"].applied:
-        await asyncio.sleep(0.005)
+    await until(lambda: bool(serving.fake.sessions["s"].applied))
     serving.fake.drop_streams()
     serving.fake.answering.set()
     assert (await waiting).mean == 5.0
@@ -199,8 +207,7 @@ async def test_answers_that_are_lost_are_named(client: AsyncClient, serving: Ser
     serving.fake.answering.clear()
     first = asyncio.create_task(session.observe(1.0))
     many = asyncio.create_task(session.observe_many([2.0, 3.0]))
-    while len(serving.fake.sessions["s"].applied) < 3:
-        await asyncio.sleep(0.005)
+    await until(lambda: len(serving.fake.sessions["s"].applied) == 3)
     serving.fake.drop_streams()
     serving.fake.answering.set()
     with pytest.raises(AnswersLost) as caught:
@@ -256,7 +263,7 @@ async def test_an_expired_session_says_so(client: AsyncClient, serving: Serving)
 
 async def test_no_server(unused_port: int) -> None:
     async with AsyncClient(f"localhost:{unused_port}") as client:
-        with pytest.raises(Unavailable, match=f"no server to be reached at localhost:{unused_port}"):
+        with pytest.raises(Unavailable, match=f"no server can be reached at localhost:{unused_port}"):
             await client.models()
         with pytest.raises(Unavailable):
             await client.fleet("values").observe(["a"], [1.0])
@@ -353,7 +360,7 @@ async def test_too_much_at_once(serving: Serving) -> None:
 async def test_a_deadline(client: AsyncClient, serving: Serving) -> None:
     session = await client.session("values", id="s")
     serving.fake.answering.clear()
-    with pytest.raises(DeadlineExceeded, match="within 0.05 s"):
+    with pytest.raises(DeadlineExceeded, match="within"):
         await session.observe(1.0, timeout=0.05)
     serving.fake.answering.set()
     assert (await session.observe(2.0)).mean == 3.0
@@ -376,8 +383,7 @@ async def test_cancelling_one_harms_no_other(client: AsyncClient, serving: Servi
 async def test_what_was_given_up_before_it_left_is_not_sent(client: AsyncClient, serving: Serving) -> None:
     session = await client.session("values", id="s")
     await serving.stop()
-    while client._trouble is None:
-        await asyncio.sleep(0.005)
+    await until(lambda: client._trouble is not None)
     with pytest.raises(Unavailable):
         await session.observe(1.0, timeout=0.1)
     await serving.start()
@@ -389,12 +395,10 @@ async def test_an_open_given_up_leaves_no_session(client: AsyncClient, serving: 
     await client.session("values", id="first")
     serving.fake.answering.clear()
     opening = asyncio.ensure_future(client.session("values", id="second"))
-    while "second" not in serving.fake.sessions:
-        await asyncio.sleep(0.005)
+    await until(lambda: "second" in serving.fake.sessions)
     opening.cancel()
     serving.fake.answering.set()
-    while "second" in serving.fake.sessions:
-        await asyncio.sleep(0.005)
+    await until(lambda: "second" not in serving.fake.sessions)
     assert "first" in serving.fake.sessions
 
 

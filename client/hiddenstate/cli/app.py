@@ -1,0 +1,138 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hiddenstate.aio import DEFAULT_SERVER
+from hiddenstate.cli.console import Json, Server, Timeout, plain_errors
+
+app = typer.Typer(
+    name="hiddenstate",
+    help="Predict what comes next, from models that a hiddenstate server keeps running.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+_TIMEOUT = 10.0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hiddenstate {version('hiddenstate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("type")
+def type_words(
+    model: Annotated[str, typer.Option(help="A next-word model.")] = "next-word",
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = _TIMEOUT,
+) -> None:
+    """Predict the next word of what you type.
+
+    In a terminal the likely next words are shown as you type, and Tab takes
+    the first. Other input is read line by line: every word is printed with its
+    surprise (in nats) and the words expected after it.
+
+    [bold]Example[/bold]  echo "the cat sat on the" | hiddenstate type
+    """
+    from hiddenstate.cli import type as typing
+
+    with plain_errors():
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            typing.interactive(server, timeout, model)
+        else:
+            typing.plain(server, timeout, model, sys.stdin)
+
+
+@app.command()
+def watch(
+    file: Annotated[
+        Path | None, typer.Argument(help="CSV or plain numbers; standard input if left out.", show_default=False)
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", "-c", help="A column by name, or by number from 1; may be repeated.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="A next-value model.")] = "next-value",
+    level: Annotated[float, typer.Option(min=0.01, max=0.9999, help="Probability of the interval shown.")] = 0.9,
+    anomaly: Annotated[
+        float,
+        typer.Option(min=0.5, max=0.999999999, help="A value outside the interval of this probability is an anomaly."),
+    ] = 0.999,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw everything into this file (.png, .svg, .pdf).", show_default=False),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = _TIMEOUT,
+) -> None:
+    """Predict the next value of a series and mark what is unusual.
+
+    Every value is printed with what was expected, the interval it was expected
+    in, its surprise (in nats), and what is expected next. A header is
+    recognised, empty cells are missing values. Lines are taken as they arrive.
+
+    [bold]Examples[/bold]
+
+    seq 100 | hiddenstate watch
+
+    tail -f sensor.csv | hiddenstate watch --column temperature --plot sensor.png
+    """
+    from hiddenstate.cli.watch import watch as run
+
+    with plain_errors():
+        run(server, timeout, model, file, column or [], level, anomaly, plot)
+
+
+@app.command()
+def models(server: Server = DEFAULT_SERVER, timeout: Timeout = _TIMEOUT, json: Json = False) -> None:
+    """List the models being served.
+
+    [bold]Example[/bold]  hiddenstate models --json | jq '.[].name'
+    """
+    from hiddenstate.cli.tables import show_models
+
+    with plain_errors():
+        show_models(server, timeout, json)
+
+
+@app.command()
+def sessions(
+    model: Annotated[str | None, typer.Option(help="Only this model's sessions.", show_default=False)] = None,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = _TIMEOUT,
+    json: Json = False,
+) -> None:
+    """List the live sessions, oldest first.
+
+    [bold]Example[/bold]  hiddenstate sessions --model next-word
+    """
+    from hiddenstate.cli.tables import show_sessions
+
+    with plain_errors():
+        show_sessions(server, timeout, model, json)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

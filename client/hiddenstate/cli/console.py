@@ -1,0 +1,98 @@
+"""What all commands share: the server's options, plain errors, lines of text."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hiddenstate import HiddenstateError
+
+Server = Annotated[
+    str,
+    typer.Option(envvar="HIDDENSTATE_SERVER", help="Where the server listens.", rich_help_panel="Connection"),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        envvar="HIDDENSTATE_TIMEOUT",
+        min=0.001,
+        help="Longest wait for any answer, in seconds.",
+        rich_help_panel="Connection",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+_MOST_LINES = 1024
+
+
+def fail(message: str) -> typer.Exit:
+    """Says what is wrong in one red sentence; to be raised."""
+    err.print(f"[red]{escape(message)}[/red]", soft_wrap=True)
+    return typer.Exit(1)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Failures end the command with one sentence; a reader that went away ends it quietly."""
+    try:
+        yield
+    except HiddenstateError as error:
+        raise fail(str(error)) from None
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
+
+
+def batches(source: TextIO) -> Iterator[list[str]]:
+    """Lines as they arrive: the next one, and with it whatever else came while the last ones were worked on."""
+    lines: queue.Queue[str | BaseException | None] = queue.Queue(_MOST_LINES)
+
+    def read() -> None:
+        try:
+            for line in iter(source.readline, ""):
+                lines.put(line)
+        except (OSError, ValueError) as error:  # such as bytes that are no text
+            lines.put(error)
+        lines.put(None)
+
+    threading.Thread(target=read, name="lines", daemon=True).start()
+    while True:
+        item: str | BaseException | None = lines.get()
+        batch: list[str] = []
+        while isinstance(item, str):
+            batch.append(item)
+            if len(batch) == _MOST_LINES or lines.empty():
+                break
+            item = lines.get()
+        if batch:
+            yield batch
+        if isinstance(item, BaseException):
+            raise fail(f"the input cannot be read: {item}")
+        if item is None:
+            return
+
+
+def until_interrupted(work: Callable[[], None]) -> None:
+    """Runs `work`; Ctrl-C is a way to end it, not an error."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        out.print()
+
+
+def percent(share: float) -> str:
+    """A probability for people."""
+    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"

@@ -1,0 +1,94 @@
+"""`hiddenstate models` and `hiddenstate sessions`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from hiddenstate import Client, Model, SessionInfo
+from hiddenstate.cli.console import out
+
+
+def show_models(server: str, timeout: float, as_json: bool) -> None:
+    """Prints what is served."""
+    with Client(server, timeout=timeout) as client:
+        models = client.models()
+    if as_json:
+        _print_json([_model(model) for model in models])
+        return
+    table = _table("Model", "Version", "Predicts", "Description", "Parameters", "State", "Sessions", "Runtime")
+    for model in models:
+        table.add_row(
+            f"[bold]{model.name}[/bold]",
+            model.version,
+            model.task,
+            model.description,
+            f"{model.parameters:,}",
+            _bytes(model.state_bytes),
+            f"{model.live_sessions:,}",
+            model.runtime,
+        )
+    out.print(table if models else "The server serves no models.")
+
+
+def show_sessions(server: str, timeout: float, model: str | None, as_json: bool) -> None:
+    """Prints live sessions."""
+    with Client(server, timeout=timeout) as client:
+        sessions = client.sessions(model)
+    if as_json:
+        _print_json([_session(session) for session in sessions])
+        return
+    table = _table("Session", "Model", "Steps", "Opened", "Last used", "Ends in", "Attached")
+    now = datetime.now(UTC)
+    for session in sessions:
+        table.add_row(
+            session.id,
+            f"{session.model}@{session.version}",
+            f"{session.step:,}",
+            f"{_span((now - session.created).total_seconds())} ago",
+            f"{_span((now - session.last_used).total_seconds())} ago",
+            _span((session.expires - now).total_seconds()),
+            "yes" if session.attached else "no",
+        )
+    out.print(table if sessions else "There are no live sessions.")
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for header in headers:
+        numeric = header in {"Parameters", "State", "Sessions", "Steps", "Opened", "Last used", "Ends in"}
+        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _model(model: Model) -> dict[str, Any]:
+    entry = asdict(model)
+    del entry["vocabulary"]
+    return entry
+
+
+def _session(session: SessionInfo) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value for name, value in asdict(session).items()
+    }
+
+
+def _print_json(entries: list[dict[str, Any]]) -> None:
+    out.print_json(json.dumps(entries))
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} B" if count < 10_000 else f"{count / 1024:,.1f} KiB"
+
+
+def _span(seconds: float) -> str:
+    seconds = max(0.0, seconds)
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
