@@ -91,7 +91,7 @@ def test_needs_neither_torch_nor_onnx(word_folder: Path) -> None:
         "from pathlib import Path; from hiddenstate_models.bundle import Bundle;"
         f"print(Bundle.load(Path({str(word_folder)!r})).config.name)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "next-word"
 
 

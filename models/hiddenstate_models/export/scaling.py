@@ -33,22 +33,24 @@ def scaling_step(graph: GraphBuilder, columns: int, values: Tensor, state: Tenso
     node, number = graph.node, graph.number
     zero, one, zero64 = number(0.0), number(1.0), number(0.0, np.float64)
 
+    # [rows, columns, n]: what belongs together is contiguous over the batch
     rows = node("Reshape", state, graph.integers(0, sum(scaling.STATE_ROWS), columns))
-    seen, moves, spreads, high, low = graph.split(rows, *scaling.STATE_ROWS, axis=1)
+    rows = node("Transpose", rows, perm=[1, 2, 0])
+    seen, moves, spreads, high, low = graph.split(rows, *scaling.STATE_ROWS, axis=0)
     references = node("Add", _double(graph, high), _double(graph, low))  # last value, moving averages
-    last, _ = graph.split(references, 1, _LEVELS, axis=1)
+    last, _ = graph.split(references, 1, _LEVELS, axis=0)
 
-    observed = node("Unsqueeze", values, graph.integers(1))
+    observed = node("Unsqueeze", node("Transpose", values), graph.integers(0))
     missing = node("IsNaN", observed)
     present = node("Cast", node("Not", missing), to=TensorProto.FLOAT)
-    since_last = node("Squeeze", node("Sub", observed, last), graph.integers(1))
+    since_last = node("Sub", observed, last)
     value_high, value_low = _pair(graph, node("Where", missing, last, observed))
     value = node("Add", _double(graph, value_high), _double(graph, value_low))
 
     references = node("Where", node("Equal", seen, zero), value, references)
     deviations = node("Sub", value, references)
-    move, from_levels = graph.split(deviations, 1, _LEVELS, axis=1)
-    _, levels = graph.split(references, 1, _LEVELS, axis=1)
+    move, from_levels = graph.split(deviations, 1, _LEVELS, axis=0)
+    _, levels = graph.split(references, 1, _LEVELS, axis=0)
     moved = node("Cast", node("Cast", move, to=TensorProto.BOOL), to=TensorProto.FLOAT)
     seen = node("Add", seen, present)
     moves = node("Add", moves, moved)
@@ -62,12 +64,10 @@ def scaling_step(graph: GraphBuilder, columns: int, values: Tensor, state: Tenso
     correction = node("Mul", node("Mul", moved, warm_up), node("Sub", bounded, spreads))
     spreads = node("Add", spreads, correction)
 
-    slowest = graph.array(np.array(scaling.LEVEL_RATES, np.float32)[:, None])
+    slowest = graph.array(np.array(scaling.LEVEL_RATES, np.float32)[:, None, None])
     level_rates = node("Mul", node("Max", _favouring_recent(graph, seen), slowest), present)
     levels = node("Add", levels, node("Mul", _double(graph, level_rates), from_levels))
     levels_high, levels_low = _pair(graph, levels)
-    parts = (seen, moves, spreads, value_high, levels_high, value_low, levels_low)
-    next_rows = node("Concat", *parts, axis=1)
 
     magnitude = node("Where", node("Equal", value, zero64), number(1.0, np.float64), node("Abs", value))
     prior = node("Mul", _float(graph, magnitude), number(scaling.PRIOR_STEP))
@@ -75,22 +75,26 @@ def scaling_step(graph: GraphBuilder, columns: int, values: Tensor, state: Tenso
     units = node("Max", units, number(scaling.SMALLEST_UNIT))
     largest = scaling.LARGEST_RATIO
     ratios = node("Clip", node("Div", deviations, units), number(-largest), number(largest))
-    unit, other_units = graph.split(units, 1, _LEVELS, axis=1)
+    unit, other_units = graph.split(units, 1, _LEVELS, axis=0)
     relative = node("Clip", node("Div", other_units, unit), number(1 / largest), number(largest))
-    features = (
-        node("Asinh", ratios),
-        node("Log", relative),
-        warm_up,
-        node("Cast", missing, to=TensorProto.FLOAT),
-    )
-    flat, first = graph.integers(0, -1), graph.integers(1)
+
+    def by_session(x: Tensor) -> Tensor:
+        """[1, columns, n] -> [n, columns]."""
+        return node("Transpose", node("Squeeze", x, graph.integers(0)))
+
+    def row(*parts: Tensor) -> Tensor:
+        """Parts [rows, columns, n] -> [n, all rows * columns]."""
+        rows = node("Transpose", node("Concat", *parts, axis=0), perm=[2, 0, 1])
+        return node("Reshape", rows, graph.integers(0, -1))
+
+    missing_flag = node("Cast", missing, to=TensorProto.FLOAT)
     return ScaledStep(
-        features=node("Reshape", node("Concat", *features, axis=1), flat),
-        anchors=node("Squeeze", value, first),
-        units=node("Squeeze", unit, first),
-        seen=node("Squeeze", seen, first),
-        moves=since_last,
-        state=node("Reshape", next_rows, flat),
+        features=row(node("Asinh", ratios), node("Log", relative), warm_up, missing_flag),
+        anchors=by_session(value),
+        units=by_session(unit),
+        seen=by_session(seen),
+        moves=by_session(since_last),
+        state=row(seen, moves, spreads, value_high, levels_high, value_low, levels_low),
     )
 
 

@@ -102,10 +102,11 @@ def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
         columns = tuple(data.get("columns") or _column_names(network["columns"]))
         return replace(contents, values=ValueSettings(columns=columns, targets=tuple(network["targets"]))), None
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    words = text.vocabulary(tokenizer)
     settings = TextSettings(
         lowercase=data["options"]["lowercase"],
-        unknown_token=tokenizer.token_to_id(text.UNKNOWN),
-        end_token=tokenizer.token_to_id(text.END),
+        unknown_token=words.index(text.UNKNOWN),
+        end_token=words.index(text.END),
         word_pattern=text.WORD_PATTERN,
     )
     contents = replace(contents, tokenizer=tokenizer.to_str(), text=settings)

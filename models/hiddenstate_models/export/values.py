@@ -106,7 +106,7 @@ def _student_t(graph: GraphBuilder, squares: Tensor, freedom: Tensor) -> Tensor:
     exponents = graph.array(np.arange(_POWERS + 1, dtype=np.float32))
     logarithm = node("Log", node("Div", graph.number(2.0), freedom))
     powers = node("Exp", node("Mul", node("Unsqueeze", logarithm, graph.integers(2)), exponents))
-    excess = node("MatMul", powers, graph.array(_gamma_coefficients()))
+    excess = node("Squeeze", node("MatMul", powers, graph.array(_gamma_coefficients())), graph.integers(2))
     return node("Sub", node("Mul", _double(graph, half), tail), _double(graph, excess))
 
 
@@ -121,7 +121,7 @@ def _gamma_coefficients() -> npt.NDArray[np.float32]:
         return np.array([math.lgamma(1 / x + 0.5) - math.lgamma(1 / x) + math.log(x) / 2 for x in u])
 
     fit = np.polynomial.Chebyshev.interpolate(excess, _POWERS, domain=[0, largest])
-    return fit.convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)
+    return fit.convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)[:, None]
 
 
 def _sum_of_observed(graph: GraphBuilder, terms: Tensor) -> Tensor:
