@@ -10,14 +10,15 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## Make .venv with everything in it (once; again when pyproject.toml or constraints.txt change)
+	@echo "$(VENV) is ready"
 
-demo: setup ## Serve the shipped models, stream real text and a real sensor through them
+demo: $(INSTALLED) ## Serve the shipped models, stream real text and a real sensor through them
 	@PATH="$(CURDIR)/$(BIN):$$PATH" TEXT="$(TEXT)" VALUES="$(VALUES)" deploy/demo/demo.sh
 
 test: check prometheus ## Set up, run the checks and all tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
-check: setup ## Formatting, lint, types, import contracts, generated code
+check: $(INSTALLED) ## Formatting, lint, types, import contracts, generated code
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || \
 	  { $(BIN)/ruff format --check . ; echo "Run: $(BIN)/ruff format ." >&2; exit 1; }
@@ -28,10 +29,10 @@ check: setup ## Formatting, lint, types, import contracts, generated code
 	  { echo "$(GENERATED) is not what the .proto gives. Run: make proto" >&2; exit 1; }
 	@echo "make check: all good"
 
-proto: setup ## Generate the Python code of the wire contract
+proto: $(INSTALLED) ## Generate the Python code of the wire contract
 	@$(call generate,proto)
 
-bench: setup ## Measure the server beside an echo server and the bare engine (ARGS="--seconds 10")
+bench: $(INSTALLED) ## Measure the server beside an echo server and the bare engine (ARGS="--seconds 10")
 	@$(BIN)/python -m bench $(ARGS)
 
 prometheus: $(INSTALLED)
@@ -63,5 +64,5 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

@@ -1,0 +1,58 @@
+"""The engine in a loop of its own, without any transport: what the arithmetic alone costs.
+
+`python -m bench.engine SECONDS [FLAGS OF hiddenstate-server]` prints, for every model, its vocabulary (0 for values)
+and the CPU microseconds a row costs by batch size, as JSON.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from hiddenstate_server.arena import Arena
+from hiddenstate_server.engine import Engine
+from hiddenstate_server.repository import LoadedModel, load_models
+from hiddenstate_server.runtimes import InputArray
+from hiddenstate_server.settings import load
+
+SESSIONS = 4096
+BATCH_SIZES = tuple(2**power for power in range(9))
+
+
+def cost(model: LoadedModel, batch: int, seconds: float) -> float:
+    """CPU microseconds a row, stepping ever other sessions of an arena in batches of `batch`."""
+    engine = Engine(model.runtime, Arena(SESSIONS, *model.runtime.initial()), batch)
+    rows = engine.arena.allocate(SESSIONS)
+    rng = np.random.default_rng(0)
+    inputs: InputArray
+    if model.info.text:
+        inputs = rng.integers(0, len(model.info.text.vocabulary), SESSIONS)
+    else:
+        inputs = rng.normal(20.0, 5.0, (SESSIONS, len(model.info.columns)))
+    engine.step(rows[:batch], inputs[:batch])
+    done, at, start = 0, 0, time.process_time()
+    while (spent := time.process_time() - start) < seconds:
+        engine.step(rows[at : at + batch], inputs[at : at + batch])
+        done += batch
+        at = (at + batch) % (SESSIONS - batch + 1)
+    return spent / done * 1e6
+
+
+def costs(models: list[LoadedModel], seconds: float) -> dict[str, Any]:
+    """Of every model, taking `seconds` for each."""
+    return {
+        model.info.name: {
+            "vocabulary": len(model.info.text.vocabulary) if model.info.text else 0,
+            "state_bytes": 4 * model.info.state_size,
+            "microseconds": {size: cost(model, size, seconds / len(BATCH_SIZES)) for size in BATCH_SIZES},
+        }
+        for model in models
+    }
+
+
+if __name__ == "__main__":
+    # Any largest batch will do here, and naming one saves the search for a good one.
+    served = load_models(load(["--max-batch", "1", *sys.argv[2:]]))
+    print(json.dumps(costs(served, float(sys.argv[1]))))

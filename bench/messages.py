@@ -1,0 +1,1 @@
+"""Messages the load is made of, and a file format for a few of them."""

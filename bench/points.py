@@ -1,0 +1,192 @@
+"""What is measured: every load on the real server, the same on an echo server, and the engine alone."""
+
+import json
+import math
+import sys
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.load import Load, Measured
+from bench.processes import Started, free_port, measured, python, started
+
+BATCH_SIZE = "hiddenstate_batch_size_rows"
+
+
+class Shape(NamedTuple):
+    """How observations are spread over streams and frames."""
+
+    name: str
+    streams: int
+    rows: int
+
+
+SHAPES = (
+    Shape("1 stream, singles", 1, 1),
+    Shape("64 streams, singles", 64, 1),
+    Shape("256 streams, singles", 256, 1),
+    Shape("16 streams, frames of 64", 16, 64),
+    Shape("4 streams, frames of 1024", 4, 1024),
+)
+MEMORY = Shape("memory", 4, 16_000)
+
+
+class EngineAlone(NamedTuple):
+    """One model's engine in process."""
+
+    vocabulary: int
+    state_bytes: int
+    microseconds: dict[int, float]
+    """CPU a row, by batch size."""
+
+    def at(self, batch: float) -> float:
+        """CPU microseconds a row in batches of this mean size."""
+        sizes, costs = zip(*sorted(self.microseconds.items()), strict=True)
+        return float(np.interp(math.log2(batch), np.log2(sizes), costs))
+
+    @property
+    def best(self) -> float:
+        """CPU microseconds a row at the best batch size."""
+        return min(self.microseconds.values())
+
+
+@dataclass(frozen=True)
+class Point:
+    """One load on one model, beside its two parts."""
+
+    model: str
+    shape: Shape
+    server: Measured
+    echo: Measured
+    engine: EngineAlone
+    batch: float
+    """Mean rows the server stepped together."""
+
+    @property
+    def rate(self) -> float:
+        """Observations a second."""
+        return self.server.observations / self.server.seconds
+
+    @property
+    def server_cpu(self) -> float:
+        """Microseconds of the server an observation."""
+        return self.server.server_cpu / self.server.observations * 1e6
+
+    @property
+    def echo_cpu(self) -> float:
+        """Microseconds of the echo server an observation."""
+        return self.echo.server_cpu / self.echo.observations * 1e6
+
+    @property
+    def engine_cpu(self) -> float:
+        """Microseconds of the engine alone an observation, at the batch size the server had."""
+        return self.engine.at(self.batch)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Server over echo + engine; 1 would be an ideal server."""
+        return self.server_cpu / (self.echo_cpu + self.engine_cpu)
+
+    @property
+    def engine_share(self) -> float:
+        """Throughput over that of the engine alone at its best batch size."""
+        return self.rate * self.engine.best / 1e6
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a run found."""
+
+    points: list[Point]
+    session_bytes: dict[str, float]
+    """Resident bytes a session, by model."""
+    engines: dict[str, EngineAlone]
+
+
+class Bench:
+    """Runs everything, calling `advance` with what comes next. `folder` takes logs."""
+
+    def __init__(self, models: Path | None, seconds: float, folder: Path, advance: Callable[[str], None]) -> None:
+        self._flags = ["--models", str(models)] if models else []
+        self._seconds = seconds
+        self._folder = folder
+        self._advance = advance
+
+    def run(self) -> Results:
+        """All models, all shapes."""
+        self._advance("engine alone")
+        found = python("bench.engine", 2 * self._seconds, *self._flags)
+        engines = {name: engine_alone(costs) for name, costs in found.items()}
+        metrics_port = free_port()
+        with self._server(metrics_port) as server:
+            points = [
+                self._point(server, metrics_port, name, engine, shape)
+                for name, engine in engines.items()
+                for shape in SHAPES
+            ]
+        session_bytes = {name: self._session_bytes(name, engine) for name, engine in engines.items()}
+        return Results(points, session_bytes, engines)
+
+    def _point(self, server: Started, metrics_port: int, model: str, engine: EngineAlone, shape: Shape) -> Point:
+        self._advance(f"{model}: {shape.name}")
+        before = batches(metrics_port, model)
+        on_server = measured(self._load(server, model, engine, shape))
+        after = batches(metrics_port, model)
+        self._advance(f"{model}: echo of {shape.name}")
+        on_echo = self._echo(on_server, model, engine, shape)
+        batch = (after[0] - before[0]) / (after[1] - before[1])
+        return Point(model, shape, on_server, on_echo, engine, batch)
+
+    def _load(self, to: Started, model: str, engine: EngineAlone, shape: Shape, *, opens: bool = True) -> Load:
+        return Load(
+            port=to.port,
+            pid=to.pid,
+            model=model,
+            vocabulary=engine.vocabulary,
+            streams=shape.streams,
+            rows=shape.rows,
+            seconds=self._seconds,
+            opens=opens,
+        )
+
+    def _server(self, metrics_port: int) -> AbstractContextManager[Started]:
+        program = Path(sys.executable).with_name("hiddenstate-server")
+        port = free_port()
+        flags = ["--port", str(port), "--metrics-port", str(metrics_port), "--log-level", "warning"]
+        return started([program, *flags, *self._flags], [port, metrics_port], self._folder / "server.log")
+
+    def _echo(self, on_server: Measured, model: str, engine: EngineAlone, shape: Shape) -> Measured:
+        replies = self._folder / "replies.json"
+        replies.write_text(json.dumps(on_server.replies))
+        port = free_port()
+        command = [sys.executable, "-m", "bench.echo", str(port), str(replies)]
+        with started(command, [port], self._folder / "echo.log") as echo:
+            return measured(self._load(echo, model, engine, shape, opens=False))
+
+    def _session_bytes(self, model: str, engine: EngineAlone) -> float:
+        self._advance(f"{model}: memory of {MEMORY.streams * MEMORY.rows:,} sessions")
+        with self._server(free_port()) as server:
+            load = self._load(server, model, engine, MEMORY)
+            growth: int = python("bench.memory", json.dumps(asdict(load)))
+        return growth / (MEMORY.streams * MEMORY.rows)
+
+
+def engine_alone(costs: dict[str, Any]) -> EngineAlone:
+    """From what `bench.engine` prints."""
+    microseconds = {int(size): cost for size, cost in costs["microseconds"].items()}
+    return EngineAlone(costs["vocabulary"], costs["state_bytes"], microseconds)
+
+
+def batches(metrics_port: int, model: str) -> tuple[float, float]:
+    """Rows and steps the server has counted for a model."""
+    with urllib.request.urlopen(f"http://localhost:{metrics_port}/metrics") as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    samples = [sample for family in families if family.name == BATCH_SIZE for sample in family.samples]
+    mine = {sample.name: sample.value for sample in samples if sample.labels["model"] == model}
+    return mine.get(f"{BATCH_SIZE}_sum", 0.0), mine.get(f"{BATCH_SIZE}_count", 0.0)

@@ -1,0 +1,72 @@
+"""The processes a benchmark is made of, each started for it and ended after it."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.load import Load, Measured
+
+SECONDS_TO_START = 60
+
+
+class BenchError(Exception):
+    """A process of the benchmark failed; the message has what it printed."""
+
+
+class Started(NamedTuple):
+    """A server that accepts connections."""
+
+    port: int
+    pid: int
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.create_server(("localhost", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str | Path], ports: Sequence[int], log: Path) -> Iterator[Started]:
+    """Runs a server on `ports` until the block is left; BenchError with its log when it does not come up."""
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        try:
+            give_up = time.monotonic() + SECONDS_TO_START
+            while not all(map(accepts, ports)):
+                if process.poll() is not None or time.monotonic() > give_up:
+                    raise BenchError(f"{command[0]} did not start:\n{log.read_text()}")
+                time.sleep(0.05)
+            yield Started(ports[0], process.pid)
+        finally:
+            process.terminate()
+
+
+def accepts(port: int) -> bool:
+    """Whether something listens on the port."""
+    try:
+        socket.create_connection(("localhost", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def python(module: str, *arguments: object) -> Any:
+    """What `python -m module arguments` prints, read as JSON; BenchError with its errors when it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"{module} failed:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def measured(load: Load) -> Measured:
+    """Runs the load generator."""
+    return Measured(**python("bench.load", json.dumps(asdict(load))))

@@ -1,0 +1,162 @@
+"""A run's results as a markdown page and a plot."""
+
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from bench.points import Point, Results
+
+MOST_CPU_RATIO = 1.6
+LEAST_ENGINE_SHARE = 0.4
+SERVER, ECHO, ENGINE = "#3b6ea5", "#b8b8b8", "#e0913a"
+
+
+def is_single(point: Point) -> bool:
+    """Whether each frame has one observation."""
+    return point.shape.rows == 1
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A markdown table, numbers right-aligned."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ratios(results: Results) -> str:
+    """What the targets are about: the server against its two parts."""
+    rows = []
+    for point in results.points:
+        if is_single(point):
+            what, ratio, target = "CPU / (echo + engine)", point.cpu_ratio, f"<= {MOST_CPU_RATIO}"
+            met = ratio <= MOST_CPU_RATIO
+        else:
+            what, ratio, target = "observations/s / engine alone", point.engine_share, f">= {LEAST_ENGINE_SHARE}"
+            met = ratio >= LEAST_ENGINE_SHARE
+        rows.append([f"{point.model}, {point.shape.name}", what, f"{ratio:.2f}", target, "yes" if met else "**no**"])
+    return table(["load", "ratio", "measured", "target", "met"], rows)
+
+
+def rates(results: Results) -> str:
+    """Throughput and latency of every load."""
+    rows = [
+        [
+            f"{point.model}, {point.shape.name}",
+            f"{point.rate:,.0f}",
+            *(f"{value:.2f}" for value in point.server.latency_ms.values()),
+            f"{point.echo.observations / point.echo.seconds:,.0f}",
+            *(f"{value:.2f}" for value in point.echo.latency_ms.values()),
+        ]
+        for point in results.points
+    ]
+    quantiles = list(results.points[0].server.latency_ms)
+    header = ["load", "observations/s", *(f"{name} ms" for name in quantiles)]
+    return table([*header, "echo/s", *(f"echo {name} ms" for name in quantiles)], rows)
+
+
+def cpu(results: Results) -> str:
+    """CPU of every load: the server, its parts, and whether the generator kept up."""
+    rows = [
+        [
+            f"{point.model}, {point.shape.name}",
+            f"{point.server_cpu:.1f}",
+            f"{point.echo_cpu:.1f}",
+            f"{point.engine_cpu:.1f}",
+            f"{point.batch:.1f}",
+            f"{point.server.server_cpu / point.server.seconds:.0%}",
+            f"{point.server.generator_cpu / point.server.seconds:.0%}",
+        ]
+        for point in results.points
+    ]
+    header = ["load", "server us", "echo us", "engine us", "mean batch", "server busy", "generator busy"]
+    return table(header, rows)
+
+
+def memory(results: Results) -> str:
+    """Memory of a session, and the engine alone at its best."""
+    rows = [
+        [
+            name,
+            f"{results.session_bytes[name]:,.0f}",
+            f"{engine.state_bytes:,}",
+            f"{1e6 / engine.best:,.0f}",
+            f"{1e6 / engine.microseconds[1]:,.0f}",
+        ]
+        for name, engine in results.engines.items()
+    ]
+    header = ["model", "bytes a session", "of them state", "engine alone, steps/s", "at batch 1, steps/s"]
+    return table(header, rows)
+
+
+def page(results: Results, seconds: float) -> str:
+    """The whole page."""
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"""# Benchmark
+
+{when}, {platform.machine()}, Python {platform.python_version()}, {seconds:g} s a load. The generator, the server and
+a bare grpc.aio + uvloop echo server that answers with the same bytes are processes of their own; the engine alone
+steps in process. Loops are closed: each stream keeps one frame on its way. CPU is user and system time of the whole
+server process, in microseconds an observation; the engine's is taken at the mean batch size the server had.
+
+## Against the targets
+{ratios(results)}
+
+## Throughput and latency
+{rates(results)}
+
+## CPU an observation
+{cpu(results)}
+
+## Memory and the engine
+{memory(results)}
+
+![CPU and throughput](bench.png)
+"""
+
+
+def plot(results: Results, path: Path) -> None:
+    """One row a model: CPU of single observations beside their parts, throughput of frames beside the engine."""
+    models = list(results.engines)
+    figure, axes = plt.subplots(len(models), 2, figsize=(12, 3.6 * len(models)), squeeze=False, layout="constrained")
+    for row, model in zip(axes, models, strict=True):
+        mine = [point for point in results.points if point.model == model]
+        plot_cpu(row[0], [point for point in mine if is_single(point)])
+        plot_rate(row[1], [point for point in mine if not is_single(point)])
+        row[0].set_title(f"{model}: CPU an observation, singles")
+        row[1].set_title(f"{model}: throughput, frames")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_cpu(axes: Axes, points: list[Point]) -> None:
+    """Bars of microseconds: the server, and echo + engine on top of each other."""
+    places = np.arange(len(points))
+    echo = np.array([point.echo_cpu for point in points])
+    engine = np.array([point.engine_cpu for point in points])
+    bars = axes.bar(places - 0.2, [point.server_cpu for point in points], 0.36, color=SERVER, label="server")
+    axes.bar(places + 0.2, echo, 0.36, color=ECHO, label="echo server")
+    axes.bar(places + 0.2, engine, 0.36, bottom=echo, color=ENGINE, label="engine alone")
+    axes.bar_label(bars, [f"{point.cpu_ratio:.2f}x" for point in points])
+    axes.set_ylabel("microseconds")
+    axes.set_xticks(places, [point.shape.name for point in points])
+    axes.margins(y=0.15)
+    axes.legend()
+
+
+def plot_rate(axes: Axes, points: list[Point]) -> None:
+    """Bars of observations a second: the server, and the engine alone."""
+    places = np.arange(len(points))
+    bars = axes.bar(places - 0.2, [point.rate for point in points], 0.36, color=SERVER, label="server")
+    axes.bar(places + 0.2, [1e6 / point.engine.best for point in points], 0.36, color=ENGINE, label="engine alone")
+    axes.bar_label(bars, [f"{point.engine_share:.0%}" for point in points])
+    axes.set_ylabel("observations/s")
+    axes.set_xticks(places, [point.shape.name for point in points])
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(y=0.15)
+    axes.legend()
