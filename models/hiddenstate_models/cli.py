@@ -9,6 +9,7 @@ from rich.console import Console
 
 from hiddenstate_models.errors import ModelError
 from hiddenstate_models.options_cli import with_options
+from hiddenstate_models.training.next_value import NextValueOptions
 from hiddenstate_models.training.next_word import NextWordOptions
 from hiddenstate_models.training.options import TrainingOptions
 
@@ -49,10 +50,34 @@ def train_next_word(
     commands.train_next_word(data, valid, out, resume, words, training)
 
 
+@train_app.command("next-value")
+@with_options(values=NextValueOptions, training=TrainingOptions)
+def train_next_value(
+    *,
+    data: Annotated[
+        list[str], typer.Option(help="CSV, Parquet or text files or globs to learn from; repeatable.")
+    ] = [],  # noqa: B006
+    valid: Annotated[
+        list[str], typer.Option(help="Files to validate on, never learnt from; without it, the end of every series.")
+    ] = [],  # noqa: B006
+    out: Out = Path("runs/next-value"),
+    resume: Resume = False,
+    values: NextValueOptions,
+    training: TrainingOptions,
+) -> None:
+    """Train a next-value model on series.
+
+    Example: hiddenstate-models train next-value --data 'sensors/*.csv' --valid sensors/roof.csv --out runs/sensors
+    """
+    from hiddenstate_models.training import commands
+
+    commands.train_next_value(data, valid, out, resume, values, training)
+
+
 def main() -> None:
     """Entry point: errors made on purpose become one sentence and exit code 1."""
     try:
         app()
     except ModelError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)

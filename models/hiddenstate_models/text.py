@@ -24,7 +24,7 @@ END = "<eos>"
 WORD_PATTERN = r"<unk>|'\w+|\w+|[^\w\s]"
 
 _JOINERS = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", "’": "'"}
-_ARTICLE = re.compile(r"^ = [^=].*[^=] = $")
+_ARTICLE = re.compile(r"^ = [^=].*[^=] =\s*$")
 _TURN = re.compile(r"^\S{1,16}\t")
 _BOUNDARIES: dict[str, Callable[[str], object]] = {
     "article": _ARTICLE.match,

@@ -1,7 +1,8 @@
 """What the train commands do: read the data, build the network, train, and say what to do next."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -10,13 +11,18 @@ from tokenizers import Tokenizer
 from hiddenstate_models import text
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.network import NextWordNetwork
+from hiddenstate_models.series import Series, read_series
 from hiddenstate_models.training import run
+from hiddenstate_models.training.next_value import NextValueOptions, NextValueTask, names
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.report import summary_table
+from hiddenstate_models.value_network import NextValueNetwork
 
 _HELD_OUT = 20
 """Without validation files every so-many-th document is held out."""
+_LAST_PART = 10
+"""Without validation files the last such part of every series is held out."""
 
 
 def train_next_word(
@@ -30,14 +36,7 @@ def train_next_word(
     max_updates: int | None = None,
 ) -> bool:
     """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from."""
-    if resume:
-        record = run.RunRecord.load(folder)
-        data, valid = record.data["training"], record.data["validation"]
-        words, options = NextWordOptions(**record.data["options"]), TrainingOptions(**record.training)
-    elif (folder / "run.json").exists():
-        raise ConfigurationError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
-    if not data:
-        raise ConfigurationError("nothing to learn from: name text files with --data")
+    data, valid, words, options = _told("next-word", folder, resume, data, valid, words, options)
     fabric = run.make_fabric(options)
     console = Console()
     training, validation = _documents(data, valid, words.documents)
@@ -81,6 +80,104 @@ def train_next_word(
     if fabric.global_rank == 0:
         _farewell(console, folder, finished)
     return finished
+
+
+def train_next_value(
+    data: list[str],
+    valid: list[str],
+    folder: Path,
+    resume: bool,
+    values: NextValueOptions,
+    options: TrainingOptions,
+    *,
+    max_updates: int | None = None,
+) -> bool:
+    """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from."""
+    data, valid, values, options = _told("next-value", folder, resume, data, valid, values, options)
+    fabric = run.make_fabric(options)
+    console = Console()
+    training, validation = _series(data, valid, values)
+    columns = training[0].columns
+    # Series of one value each are of many kinds and share no name.
+    config = values.network(columns if values.layout == "joint" else ("value",))
+    if fabric.global_rank == 0 and not resume:
+        read = {"training": data, "validation": valid, "options": asdict(values)}
+        read["columns"] = list(columns if values.layout == "joint" else ("value",))
+        run.RunRecord("next-value", config.to_dict(), asdict(options), read, run.command_line()).save(folder)
+    torch.manual_seed(options.seed)
+    network = NextValueNetwork(config)
+    task = NextValueTask([s.values for s in training], [s.values for s in validation], config, options, values)
+    if fabric.global_rank == 0:
+        facts = {
+            "series": len(training),
+            "values an epoch": task.lanes.steps_per_epoch * len(config.targets),
+            "validation series": len(validation),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "device": f"{fabric.device}, {options.precision}",
+        }
+        console.print(summary_table(facts))
+    finished = run.train(
+        folder,
+        network,
+        task,
+        options,
+        fabric=fabric,
+        console=console,
+        resume=resume,
+        unit="values",
+        max_updates=max_updates,
+    )
+    if fabric.global_rank == 0:
+        _farewell(console, folder, finished)
+    return finished
+
+
+Settings = TypeVar("Settings", NextWordOptions, NextValueOptions)
+
+
+def _told(
+    task: str,
+    folder: Path,
+    resume: bool,
+    data: list[str],
+    valid: list[str],
+    settings: Settings,
+    options: TrainingOptions,
+) -> tuple[list[str], list[str], Settings, TrainingOptions]:
+    """Data, validation data and settings of a run: those given, or those of the run that is resumed."""
+    if resume:
+        record = run.RunRecord.load(folder)
+        if record.task != task:
+            raise ConfigurationError(f"{folder} holds a {record.task} run: resume it by `train {record.task}`")
+        read = record.data
+        return (
+            read["training"],
+            read["validation"],
+            type(settings)(**read["options"]),
+            TrainingOptions(**record.training),
+        )
+    if (folder / "run.json").exists():
+        raise ConfigurationError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
+    if not data:
+        raise ConfigurationError("nothing to learn from: name files with --data")
+    return data, valid, settings, options
+
+
+def _series(data: list[str], valid: list[str], values: NextValueOptions) -> tuple[list[Series], list[Series]]:
+    """Series to learn from and to validate on: files of their own, or the last tenth of every series."""
+    held_out = text.expand(valid)
+    paths = [path for path in text.expand(data) if path not in held_out]
+    if not paths:
+        raise DataError("every file to learn from is also one to validate on")
+    columns = names(values.columns)
+    training = read_series(paths, columns=columns, layout=values.layout)
+    if held_out:
+        return training, read_series(held_out, columns=columns, layout=values.layout)
+    ends = [len(one.values) - len(one.values) // _LAST_PART for one in training]
+    return (
+        [replace(one, values=one.values[:end]) for one, end in zip(training, ends, strict=True)],
+        [replace(one, values=one.values[end:]) for one, end in zip(training, ends, strict=True)],
+    )
 
 
 def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:

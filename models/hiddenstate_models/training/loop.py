@@ -42,12 +42,16 @@ class Task(Protocol):
 
     lanes: Lanes
 
-    def loss(self, network: nn.Module, outputs: Tensor, targets: Tensor, epoch: int) -> Tensor:
-        """Summed loss of targets [T, B, ...] given the network's outputs [T, B, ...]."""
+    def loss(self, network: nn.Module, outputs: Any, targets: Tensor, epoch: int, /) -> Tensor:
+        """Summed loss of targets [T, B, ...] given the network's outputs, [T, B, ...] each."""
         ...
 
     def count(self, chunk: Chunk) -> int:
         """Targets of a chunk that the loss is about."""
+        ...
+
+    def details(self, loss: float, /) -> dict[str, float]:
+        """What to show of the last update beside its mean loss."""
         ...
 
     def validate(self, network: nn.Module) -> dict[str, float]:
@@ -82,6 +86,8 @@ class Update:
     epoch: int
     loss: float
     """Mean over the targets, in nats."""
+    details: dict[str, float]
+    """The task's own figures, such as perplexity."""
     targets: int
     gradient_norm: float
     """Global norm before clipping."""
@@ -165,13 +171,15 @@ class Trainer:
             TrainingError: the loss is no number any more; the last checkpoint is from before.
         """
         saved = time.monotonic()
+        stopping = False
         while not self._finished():
             for window in self._windows():
-                if should_stop() or self.progress.update == max_updates:
+                if stopping or self.progress.update == max_updates:
                     on_checkpoint(self.checkpoint())
                     return False
-                self._update(window)
-                if time.monotonic() - saved > self._options.checkpoint_minutes * 60:
+                due = time.monotonic() - saved > self._options.checkpoint_minutes * 60
+                stopping, due = self._update(window, should_stop(), due)
+                if due:
                     on_checkpoint(self.checkpoint())
                     saved = time.monotonic()
             if self._end_epoch():
@@ -216,7 +224,8 @@ class Trainer:
             if i >= kept:
                 yield list(window)
 
-    def _update(self, window: list[Chunk]) -> None:
+    def _update(self, window: list[Chunk], *wishes: bool) -> list[bool]:
+        """Learns from a window; which of the wishes any process has, so that all act on them together."""
         options, progress = self._options, self.progress
         started = time.monotonic()
         torch.manual_seed(hash((options.seed, progress.update, self._fabric.global_rank)) % 2**63)
@@ -231,7 +240,8 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self._fabric.backward(loss)
         norm, clipped = clip_gradients(self._network, options)
-        mean = float(cast(Tensor, self._fabric.all_reduce(loss.detach(), reduce_op="mean")))
+        said = torch.tensor([loss.detach(), *wishes], device=self._fabric.device)
+        mean, *shares = cast(Tensor, self._fabric.all_reduce(said, reduce_op="mean")).tolist()
         if not math.isfinite(mean) or not math.isfinite(norm):
             raise TrainingError(
                 f"the loss or its gradient is no finite number at update {progress.update} (epoch {progress.epoch}): "
@@ -246,9 +256,10 @@ class Trainer:
         progress.epoch_loss += mean * count
         progress.epoch_count += count
         progress.seconds += time.monotonic() - started
-        update = Update(progress.update, progress.epoch, mean, count, norm, clipped, rate)
+        update = Update(progress.update, progress.epoch, mean, self._task.details(mean), count, norm, clipped, rate)
         for watcher in self._watchers:
             watcher.updated(update, progress)
+        return [share > 0 for share in shares]
 
     def _end_epoch(self) -> bool:
         """Validates, writes history, moves to the next epoch; True when this one was the best."""

@@ -89,6 +89,10 @@ class NextWordTask:
         """Tokens to predict."""
         return int((chunk.targets != IGNORED).sum())
 
+    def details(self, loss: float) -> dict[str, float]:
+        """For the progress bar: perplexity."""
+        return {"perplexity": math.exp(min(loss, 50))}
+
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Mean loss in nats and perplexity on the validation documents."""
         loss = mean_loss(cast(NextWordNetwork, network), self._validation)

@@ -1,6 +1,5 @@
 """What a person sees of a run: a progress bar or lines, TensorBoard events, a learning curve."""
 
-import math
 import time
 from pathlib import Path
 
@@ -27,14 +26,12 @@ _SMOOTHING = 0.98
 class ConsoleWatcher:
     """A live bar on a terminal; elsewhere a line every half minute. Validation scores are printed in both."""
 
-    def __init__(self, console: Console, *, total_updates: int, epochs: int, unit: str, shows_perplexity: bool) -> None:
+    def __init__(self, console: Console, *, total_updates: int, epochs: int, unit: str) -> None:
         self._console = console
         self._epochs = epochs
         self._total = total_updates
         self._unit = unit
-        self._perplexity = shows_perplexity
-        self._loss: float | None = None
-        self._rate: float | None = None
+        self._smoothed: dict[str, float] = {}
         self._time = self._printed = time.monotonic()
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -57,17 +54,15 @@ class ConsoleWatcher:
         self._bar.stop()
 
     def updated(self, update: Update, progress: Progress) -> None:
-        """Shows smoothed loss and speed."""
+        """Shows smoothed figures and speed."""
         now = time.monotonic()
         speed = update.targets / max(now - self._time, 1e-9)
         self._time = now
-        self._loss = _smooth(self._loss, update.loss)
-        self._rate = _smooth(self._rate, speed)
+        figures = {"loss": update.loss, **update.details, "gradient": update.gradient_norm, f"{self._unit}/s": speed}
+        for name, figure in figures.items():
+            self._smoothed[name] = _smooth(self._smoothed.get(name), figure)
         description = f"epoch {update.epoch + 1}/{self._epochs}"
-        state = f"loss {self._loss:.3f}"
-        if self._perplexity:
-            state += f"  perplexity {math.exp(min(self._loss, 50)):.1f}"
-        state += f"  gradient {update.gradient_norm:.2f}  {self._rate:,.0f} {self._unit}/s"
+        state = "  ".join(f"{name} {_short(figure)}" for name, figure in self._smoothed.items())
         self._bar.update(self._task, completed=update.number, description=description, state=state)
         if not self._console.is_terminal and now - self._printed > _LINE_SECONDS:
             self._printed = now
@@ -155,6 +150,10 @@ def summary_table(rows: dict[str, object]) -> Table:
 
 def _smooth(old: float | None, new: float) -> float:
     return new if old is None else _SMOOTHING * old + (1 - _SMOOTHING) * new
+
+
+def _short(figure: float) -> str:
+    return f"{figure:.3f}" if abs(figure) < 10 else f"{figure:,.1f}" if abs(figure) < 1000 else f"{figure:,.0f}"
 
 
 def _clock(seconds: float) -> str:

@@ -98,7 +98,6 @@ def train(
         total_updates=options.epochs * task.lanes.chunks_per_epoch(0),
         epochs=options.epochs,
         unit=unit,
-        shows_perplexity=unit == "tokens",
     )
     files = (TensorBoardWatcher(folder), CurveWatcher(folder / "learning-curve.png")) if leads else ()
     trainer = Trainer(network, task, options, fabric=fabric, watchers=(screen, *files))

@@ -1,0 +1,161 @@
+"""Learning to predict the next value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hiddenstate_models.distributions import Prediction, central_probability, negative_log_likelihood
+from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.lanes import Chunk, Lanes
+from hiddenstate_models.scaling import LARGEST_RATIO
+from hiddenstate_models.training.augmentation import SHORTEST, altered_copies
+from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+from hiddenstate_models.value_network import Forecast, NextValueConfig, NextValueNetwork
+
+Floats = npt.NDArray[np.float64]
+
+COVERAGE = 0.9
+_EVALUATION_STEPS = 128
+_WATCHED_STEPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextValueOptions:
+    """Settings of a next-value run: how the series are read, the network and its distribution."""
+
+    columns: str = option(
+        "", "Columns to read, names or patterns like '*_MW', comma-separated; empty: all numeric ones."
+    )
+    layout: Literal["auto", "columns", "joint", "rows"] = option(
+        "auto",
+        "A series is each column, a file's columns jointly, or each row; auto: rows of wide tables without times.",
+    )
+    targets: str = option("", "Columns to predict in joint series, comma-separated; empty: all.")
+    cell: Literal["lstm", "gru"] = option("gru", "Recurrent cell.")
+    hidden: str = option("64", "Units of each layer, comma-separated.")
+    projection: int = option(0, "Project each LSTM layer's output to this size; 0: do not.")
+    dropout: float = option(0.0, "Dropout between layers and on the output.")
+    distribution: Literal["student-t", "gaussian"] = option("student-t", "Distribution of the next value.")
+    session: int = option(4000, "Cut series into sessions of at most so many rows, each from a fresh state.")
+    augment: int = option(0, "Altered copies of every session: resampled, mixed, noisier, flipped, with gaps.")
+
+    def __post_init__(self) -> None:
+        if self.session < 2 or self.augment < 0:
+            raise ConfigurationError("session must be at least 2 and augment at least 0")
+
+    def network(self, columns: Sequence[str]) -> NextValueConfig:
+        """The network's configuration for series with these columns.
+
+        Raises:
+            ConfigurationError: a target is none of them.
+        """
+        targets = names(self.targets) or tuple(columns)
+        unknown = [target for target in targets if target not in columns]
+        if unknown:
+            raise ConfigurationError(f"no column {unknown[0]!r} to predict; there are {', '.join(columns)}")
+        return NextValueConfig(
+            cell=self.cell,
+            hidden_sizes=layer_sizes(self.hidden),
+            projection=self.projection or None,
+            dropout=self.dropout,
+            columns=len(columns),
+            targets=tuple(columns.index(target) for target in targets),
+            distribution=self.distribution,
+        )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names from "a, b"."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+class NextValueTask:
+    """Every value from the ones before it, by negative log-likelihood in units of the series' own typical step."""
+
+    def __init__(
+        self,
+        training: Sequence[Floats],
+        validation: Sequence[Floats],
+        config: NextValueConfig,
+        options: TrainingOptions,
+        values: NextValueOptions,
+    ) -> None:
+        sessions = cut(training, values.session)
+        if not sessions:
+            raise DataError("no series has two values to learn from")
+        longer = [session for session in sessions if len(session) >= SHORTEST]
+        if values.augment:
+            sessions += altered_copies(longer or sessions, values.augment, options.seed)
+        self.lanes = value_lanes(sessions, config, lanes=options.lanes, steps=options.k1, seed=options.seed)
+        self._validation = cut(validation, values.session)
+        self._config = config
+        self._coverage = 0.0
+
+    def loss(self, _network: nn.Module, outputs: Forecast, targets: Tensor, _epoch: int) -> Tensor:
+        """Summed surprise in nats of targets [T, B, targets], missing ones left out."""
+        scaled, known = scaled_targets(outputs, targets)
+        recent = Prediction(*(field[-_WATCHED_STEPS:].detach() for field in outputs.scaled))
+        held = central_probability(recent, scaled[-_WATCHED_STEPS:]) < COVERAGE
+        seen = known[-_WATCHED_STEPS:]
+        if seen.any():
+            self._coverage = float(held[seen].float().mean())
+        return negative_log_likelihood(outputs.scaled, scaled).masked_fill(~known, 0).sum()
+
+    def count(self, chunk: Chunk) -> int:
+        """Values to predict."""
+        return int((~np.isnan(chunk.targets)).sum())
+
+    def details(self, _loss: float) -> dict[str, float]:
+        """For the progress bar: how much of the last window the 90 % intervals held."""
+        return {"coverage": self._coverage}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Mean surprise, coverage of the 90 % interval, and absolute error relative to persistence."""
+        return validate(cast(NextValueNetwork, network), self._validation)
+
+
+def cut(series: Sequence[Floats], rows: int) -> list[Floats]:
+    """Series as pieces of at most `rows`, of which those with two rows or more are kept."""
+    pieces = [one[start : start + rows] for one in series for start in range(0, len(one), rows)]
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+def value_lanes(
+    series: Sequence[Floats], config: NextValueConfig, *, lanes: int, steps: int, seed: int | None = None
+) -> Lanes:
+    """Series as lanes: each row is the input at its place and, by its target columns, the target one before."""
+    documents = [(values[:-1], values[1:, config.targets]) for values in series]
+    return Lanes(documents, lanes=lanes, steps=steps, padding=np.nan, seed=seed)
+
+
+def scaled_targets(forecast: Forecast, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets in the forecast's scaled units, 0 where missing or before a column's first value; which are known."""
+    scaled = ((targets - forecast.anchors) / forecast.units).float().clamp(-LARGEST_RATIO, LARGEST_RATIO)
+    return scaled.nan_to_num(0.0), ~scaled.isnan()
+
+
+@torch.no_grad()
+def validate(network: NextValueNetwork, series: Sequence[Floats], *, lanes: int = 64) -> dict[str, float]:
+    """Scores over whole series, in scaled units: "loss" (nats), "coverage", "relative_error" (persistence is 1)."""
+    data = value_lanes(series, network.config, lanes=lanes, steps=_EVALUATION_STEPS)
+    device = next(network.parameters()).device
+    state = network.initial_state(lanes)
+    sums = torch.zeros(5, dtype=torch.float64)
+    for chunk in data.epoch(0):
+        state = state.masked_fill(torch.from_numpy(chunk.starts).to(device).unsqueeze(1), 0)
+        forecast, state = network(torch.from_numpy(chunk.inputs).to(device), state)
+        targets, known = scaled_targets(forecast, torch.from_numpy(chunk.targets).to(device))
+        prediction = Prediction(*(field[known] for field in forecast.scaled))
+        targets = targets[known]
+        losses = negative_log_likelihood(prediction, targets)
+        held = central_probability(prediction, targets) < COVERAGE
+        errors = (targets - prediction.locations).abs()
+        parts = (losses, held, errors, targets.abs(), torch.ones_like(targets))
+        sums += torch.stack([part.double().sum().cpu() for part in parts])
+    loss, held_sum, error, step, count = sums.tolist()
+    return {"loss": loss / count, "coverage": held_sum / count, "relative_error": error / step}

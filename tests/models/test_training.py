@@ -1,0 +1,277 @@
+"""The training loop: it repeats itself to the bit, its windows are what they say, and it stops cleanly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from hiddenstate_models import text
+from hiddenstate_models.errors import ConfigurationError, DataError, TrainingError
+from hiddenstate_models.network import NextWordNetwork
+from hiddenstate_models.training import commands
+from hiddenstate_models.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hiddenstate_models.training.loop import Progress, Trainer, Update, clip_gradients, make_optimizer
+from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
+from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
+from hiddenstate_models.training.options import TrainingOptions
+from hiddenstate_models.training.run import load_weights
+
+WORDS = NextWordOptions(vocabulary=20, hidden="6,5", embedding=5, dropout=0.3)
+OPTIONS = TrainingOptions(epochs=3, lanes=4, k1=3, k2=3, warmup=4, learning_rate=0.01, accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[list[str]]:
+    """Lines in which either of two words may follow each word."""
+    generator = np.random.default_rng(0)
+
+    def line() -> str:
+        words = [int(generator.integers(15))]
+        while len(words) < 9:
+            words.append((3 * words[-1] + int(generator.integers(2))) % 15)
+        return " ".join(f"w{word}" for word in words)
+
+    return [[line() for _ in range(generator.integers(1, 4))] for _ in range(12)]
+
+
+def trainer(documents: list[list[str]], options: TrainingOptions, words: NextWordOptions = WORDS) -> Trainer:
+    tokenizer = text.train_tokenizer(documents, words.vocabulary, lowercase=True)
+    corpus = text.encode(tokenizer, documents)
+    torch.manual_seed(options.seed)
+    network = NextWordNetwork(words.network(tokenizer.get_vocab_size()))
+    task = NextWordTask(corpus, corpus, tokenizer.get_vocab_size(), options, words)
+    return Trainer(network, task, options, fabric=Fabric(accelerator="cpu", devices=1))
+
+
+def network_of(run: Trainer) -> NextWordNetwork:
+    return cast(NextWordNetwork, run._network)
+
+
+def fit(run: Trainer, max_updates: int | None = None) -> Checkpoint:
+    kept: list[Checkpoint] = []
+    run.fit(on_checkpoint=kept.append, on_best=lambda _: None, max_updates=max_updates)
+    return kept[-1]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("k2", [3, 9])
+@pytest.mark.parametrize("output", ["full", "sampled"])
+def test_ten_updates_equal_five_and_five_after_a_resume(
+    documents: list[list[str]], tmp_path: Path, optimizer: Any, k2: int, output: Any
+) -> None:
+    options = replace(OPTIONS, optimizer=optimizer, k2=k2)
+    words = replace(WORDS, output=output, samples=6)
+    straight = fit(trainer(documents, options, words), max_updates=10)
+    save_checkpoint(tmp_path / "checkpoint", fit(trainer(documents, options, words), max_updates=5))
+    second = trainer(documents, options, words)
+    second.restore(load_checkpoint(tmp_path / "checkpoint"))
+    resumed = fit(second, max_updates=10)
+    assert resumed.progress["update"] == 10
+    for name, weight in straight.weights.items():
+        assert torch.equal(weight, resumed.weights[name]), name
+    assert torch.equal(straight.state, resumed.state)
+
+
+def test_learning_lowers_the_loss(documents: list[list[str]]) -> None:
+    run = trainer(documents, replace(OPTIONS, epochs=8, learning_rate=0.05, patience=8))
+    fit(run)
+    losses = [entry["training_loss"] for entry in run.progress.history]
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(1, 4), (2, 4), (4, 4)])
+def test_the_gradient_of_an_update_flows_back_k2_steps(k1: int, k2: int) -> None:
+    """The window's gradient equals one by hand over the last k2 steps with loss on the last k1."""
+    words = replace(WORDS, dropout=0.0)
+    line = [" ".join(f"w{i % 7}" for i in range(13))]
+    options = replace(OPTIONS, lanes=1, k1=k1, k2=k2, optimizer="sgd", learning_rate=1e-12, clip_norm=0.0)
+    run = trainer([line], options, words)
+    updates = 12 // k1
+    fit(run, max_updates=updates)
+    network = network_of(run)
+    got = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    tokenizer = text.train_tokenizer([line], words.vocabulary, lowercase=True)
+    tokens = torch.from_numpy(text.encode(tokenizer, [line]).tokens).long().unsqueeze(1)
+    network.zero_grad()
+    end = updates * k1
+    with torch.no_grad():
+        _, state = (
+            network(tokens[: end - k2], network.initial_state(1)) if end > k2 else (None, network.initial_state(1))
+        )
+    outputs, _ = network(tokens[end - k2 : end], state)
+    loss = network.head.loss(outputs[-k1:], tokens[end - k1 + 1 : end + 1]) / k1
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_state_is_carried_within_a_document_and_reset_between(documents: list[list[str]]) -> None:
+    """Chunk by chunk with carried state gives the loss of every document read whole from a fresh state."""
+    words = replace(WORDS, dropout=0.0)
+    seen: list[tuple[float, int]] = []
+
+    class Watcher:
+        def updated(self, update: Update, _: Progress, /) -> None:
+            seen.append((update.loss * update.targets, update.targets))
+
+        def validated(self, _: Progress) -> None:
+            pass
+
+    run = trainer(documents, replace(OPTIONS, epochs=1, learning_rate=1e-12), words)
+    run._watchers = (Watcher(),)
+    fit(run)
+    tokenizer = text.train_tokenizer(documents, words.vocabulary, lowercase=True)
+    network = network_of(run)
+    total = count = 0.0
+    for ids in text.encode(tokenizer, documents).documents():
+        tokens = torch.from_numpy(ids).long().unsqueeze(1)
+        with torch.no_grad():
+            outputs, _ = network(tokens[:-1], network.initial_state(1))
+            total += float(network.head.loss(outputs, tokens[1:]))
+        count += len(ids) - 1
+    assert sum(targets for _, targets in seen) == count
+    assert sum(loss for loss, _ in seen) == pytest.approx(total, rel=1e-5)
+
+
+def test_sampled_softmax_estimates_the_full_one() -> None:
+    torch.manual_seed(0)
+    words = replace(WORDS, vocabulary=200, hidden="16", embedding=16)
+    network = NextWordNetwork(words.network(200))
+    torch.nn.init.normal_(network.encoder.weight, std=0.5)
+    outputs, targets = torch.randn(5, 4, 16), torch.randint(0, 200, (5, 4))
+    targets[0, 0] = -100
+    sampled = SampledSoftmax(np.arange(200, 0, -1), 2000)
+    with torch.no_grad():
+        mean = np.mean([float(sampled(network.head, outputs, targets)) for _ in range(20)])
+        full = float(FullSoftmax()(network.head, outputs, targets))
+    assert mean == pytest.approx(full, rel=0.01)
+
+
+def test_clipping_by_value_and_by_norm() -> None:
+    network = torch.nn.Linear(2, 1, bias=False)
+    network.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert clip_gradients(network, replace(OPTIONS, clip_norm=1.0)) == pytest.approx((5.0, 1.0))
+    assert network.weight.grad.norm() == pytest.approx(1.0)
+    network.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert clip_gradients(network, replace(OPTIONS, clip_norm=0.0, clip_value=3.5)) == pytest.approx((5.0, 4.6097722))
+    assert network.weight.grad.tolist() == [[3.0, 3.5]]
+    assert clip_gradients(network, replace(OPTIONS, clip_norm=100.0))[1] == pytest.approx(4.6097722)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_checkpoint_kept(documents: list[list[str]]) -> None:
+    run = trainer(documents, OPTIONS)
+    with torch.no_grad():
+        network_of(run).head.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"update 0 .*lower --learning-rate"):
+        fit(run)
+
+
+def test_plateau_lowers_the_rate(documents: list[list[str]]) -> None:
+    run = trainer(documents, replace(OPTIONS, schedule="plateau", learning_rate=1e-12, patience=3, warmup=0))
+    run.progress.best_loss = 0.0
+    fit(run)
+    assert run.progress.decay == 0.25**3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs must be at least 1"),
+        ("k2", 4, "k2 must be a multiple of k1"),
+        ("learning_rate", 0.0, "learning_rate must be greater than 0"),
+        ("clip_norm", -1.0, "clip_norm must not be negative"),
+    ],
+)
+def test_options_are_checked(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        replace(OPTIONS, **{field: value})
+
+
+def test_optimizers_take_the_learning_rate() -> None:
+    for kind in ("sgd", "adam", "adamw", "rmsprop"):
+        options = replace(OPTIONS, optimizer=kind)
+        assert make_optimizer(torch.nn.Linear(1, 1), options).param_groups[0]["lr"] == OPTIONS.learning_rate
+
+
+def test_no_checkpoint_to_resume_from_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no checkpoint to resume from"):
+        load_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(DataError, match="no best weights yet"):
+        load_weights(tmp_path)
+
+
+def write_corpus(folder: Path, documents: list[list[str]]) -> Path:
+    path = folder / "corpus.txt"
+    path.write_text("\n\n".join("\n".join(f"U\t{line}" for line in lines) for lines in documents * 3))
+    return path
+
+
+def command(corpus: Path, out: Path, *flags: str) -> list[str]:
+    # fmt: off
+    return [
+        "-m", "hiddenstate_models", "train", "next-word", "--data", str(corpus), "--out", str(out), "--epochs", "2",
+        "--lanes", "4", "--k1", "3", "--k2", "3", "--hidden", "6", "--embedding", "6", "--dropout", "0", "--vocabulary",
+        "20", "--accelerator", "cpu", *flags,
+    ]
+    # fmt: on
+
+
+def test_a_run_from_the_command_line_leaves_its_reports(documents: list[list[str]], tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path, documents), tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, *command(corpus, out)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "validation loss" in done.stdout
+    assert "perplexity" in done.stdout
+    names = {path.name for path in out.iterdir()}
+    assert {"run.json", "checkpoint", "best.safetensors", "tokenizer.json", "learning-curve.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert json.loads((out / "run.json").read_text())["task"] == "next-word"
+    again = subprocess.run([sys.executable, *command(corpus, out)], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 1
+    assert "holds a run already" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_interrupting_saves_and_resuming_finishes(documents: list[list[str]], tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path, documents), tmp_path / "run"
+    flags = command(corpus, out, "--epochs", "100000", "--patience", "100000")
+    process = subprocess.Popen([sys.executable, *flags], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Stopped and saved" in output
+    stopped = load_checkpoint(out / "checkpoint").progress["update"]
+    record = json.loads((out / "run.json").read_text())
+    record["training"]["epochs"] = load_checkpoint(out / "checkpoint").progress["epoch"] + 1
+    (out / "run.json").write_text(json.dumps(record))
+    assert commands.train_next_word([], [], out, True, WORDS, OPTIONS)
+    assert load_checkpoint(out / "checkpoint").progress["update"] > stopped
+
+
+def test_two_processes_learn_what_one_does(documents: list[list[str]], tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, documents)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launcher, name in (([sys.executable], "one"), (torchrun, "two")):
+        flags = command(corpus, tmp_path / name, "--optimizer", "sgd", "--learning-rate", "0.5")
+        subprocess.run([*launcher, *flags], check=True, capture_output=True, timeout=240, env=environment)
+    one, two = (load_weights(tmp_path / name) for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], atol=1e-5, rtol=1e-4)
