@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Serves the shipped models, streams real text and a real sensor through them and shows what came out.
-# In a terminal it ends with a prompt for text of your own. TEXT and VALUES name other files to stream, OUT a folder for
-# what it writes.
+# Serves the shipped models, streams real text and a real sensor through them and shows what came out; in a terminal it
+# ends with a prompt for your own text. TEXT and VALUES name other files to stream, MODELS other bundles, OUT a folder
+# for what it writes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 text=${TEXT:-deploy/demo/moon.txt}
@@ -10,7 +10,10 @@ out=${OUT:-runs/demo}
 mkdir -p "$out"
 
 title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-say() { title "\$ $*"; "$@"; }
+
+stop() { # a process that was told to end
+  wait "$1" || { echo "it exited with $?" >&2; cat "$out/server.log" >&2; exit 1; }
+}
 
 read -r port metrics < <(python - <<'EOF'
 import socket
@@ -18,48 +21,63 @@ a, b = socket.create_server(("", 0)), socket.create_server(("", 0))
 print(a.getsockname()[1], b.getsockname()[1])
 EOF
 )
-address=localhost:$port
+export HIDDENSTATE_SERVER=localhost:$port
 
-title "\$ hiddenstate-server --port $port --metrics-port $metrics &"
-hiddenstate-server --port "$port" --metrics-port "$metrics" >"$out/server.log" 2>&1 &
+title "\$ hiddenstate-server --port $port --metrics-port $metrics ${MODELS:+--models $MODELS}"
+hiddenstate-server --port "$port" --metrics-port "$metrics" ${MODELS:+--models "$MODELS"} >"$out/server.log" 2>&1 &
 server=$!
-stop() { kill -TERM "$server" 2>/dev/null && wait "$server"; }
-trap stop EXIT
-until python -m hiddenstate_server.healthcheck "$address" >/dev/null; do
-  kill -0 "$server" 2>/dev/null || { cat "$out/server.log" >&2; exit 1; }
-  sleep 0.2
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+until grep -m 1 ' ready on ' "$out/server.log"; do
+  kill -0 "$server" 2>/dev/null || stop "$server"
+  sleep 0.1
 done
-echo "serving on $address, metrics on http://localhost:$metrics/metrics, log in $out/server.log"
+echo "metrics on http://localhost:$metrics/metrics, log in $out/server.log"
 
-say hiddenstate models --address "$address"
+title "\$ hiddenstate models"
+hiddenstate models
 
-title "\$ hiddenstate type --address $address < $text"
-hiddenstate type --address "$address" <"$text"
+title "\$ hiddenstate type < $text"
+hiddenstate type <"$text"
 
-title "\$ hiddenstate watch --address $address --plot $out/watch.png < $values"
-hiddenstate watch --address "$address" --plot "$out/watch.png" <"$values" >"$out/watch.txt"
-head -n 4 "$out/watch.txt"
+title "\$ hiddenstate watch --plot $out/watch.png < $values"
+mkfifo "$out/sensor"
+hiddenstate watch --plot "$out/watch.png" <"$out/sensor" >"$out/watch.txt" &
+watch=$!
+exec 3>"$out/sensor"
+rm "$out/sensor"
+cat "$values" >&3
+rows=$(($(grep -c . "$values") - 1))
+until [ "$(grep -c . "$out/watch.txt")" -ge "$rows" ]; do
+  kill -0 "$watch" 2>/dev/null || stop "$watch"
+  sleep 0.1
+done
+
+title "\$ hiddenstate sessions    (while the sensor is still connected)"
+hiddenstate sessions
+exec 3>&-
+stop "$watch"
+
+title "What watch printed: the beginning, and the end"
+head -n 6 "$out/watch.txt"
 echo "..."
 tail -n 12 "$out/watch.txt"
-echo "every line in $out/watch.txt, the plot in $out/watch.png"
-
-say hiddenstate sessions --address "$address"
+echo "All of it in $out/watch.txt, the plot in $out/watch.png"
 
 if [ -t 0 ] && [ -t 1 ]; then
-  title "Your own text: Tab takes a word, Ctrl-D ends"
-  hiddenstate type --address "$address"
+  title "\$ hiddenstate type    (your own text: Tab takes a word, Ctrl-D ends)"
+  hiddenstate type
 fi
 
 title "Stopping the server"
-trap - EXIT
-stop
+kill -TERM "$server"
+stop "$server"
 cat <<EOF
-it drained and exited with 0
+It drained and exited with 0.
 
-Try next:
-  .venv/bin/hiddenstate-server                                        serve on localhost:50051
-  .venv/bin/hiddenstate type                                          your own text, in a second terminal
-  your-sensor | .venv/bin/hiddenstate watch --plot my.png             your own values, one a line
-  make demo TEXT=my.txt VALUES=my.csv                                 this tour with your files
-  make bench                                                          what it costs
+Try next
+  .venv/bin/hiddenstate-server                             serve on localhost:50051; then, in a second terminal:
+  .venv/bin/hiddenstate type                               your own text
+  your-sensor | .venv/bin/hiddenstate watch --plot my.png  your own values, one a line
+  make demo TEXT=my.txt VALUES=my.csv                      this tour with your files
+  make bench                                               what it costs
 EOF
