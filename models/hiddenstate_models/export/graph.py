@@ -17,6 +17,9 @@ MICROSOFT_DOMAIN = "com.microsoft"
 Tensor: TypeAlias = str
 """Name of a value in the graph under construction."""
 
+Rows: TypeAlias = tuple[int, int] | None
+"""A range of a stored tensor's rows; None for all."""
+
 Signature: TypeAlias = Mapping[str, tuple[int, Sequence[int | str]]]
 """Graph inputs or outputs: name -> (element type, shape)."""
 
@@ -69,13 +72,14 @@ class GraphBuilder:
         """A scalar."""
         return self.array(np.array(value, dtype))
 
-    def weight(self, name: str) -> Tensor:
-        """A stored tensor as float32. Its bytes stay in model.safetensors; a conversion is folded at session start."""
-        if name not in self._weights:
-            raw = self._external(name)
+    def weight(self, name: str, rows: Rows = None) -> Tensor:
+        """A stored tensor, or some of its rows, as float32; a conversion is folded at session start."""
+        key = name if rows is None else f"{name}[{rows[0]}:{rows[1]}]"
+        if key not in self._weights:
+            raw = self._external(key, self._tensors[name], rows)
             is_float32 = self._tensors[name].dtype == "F32"
-            self._weights[name] = raw if is_float32 else self.node("Cast", raw, to=TensorProto.FLOAT)
-        return self._weights[name]
+            self._weights[key] = raw if is_float32 else self.node("Cast", raw, to=TensorProto.FLOAT)
+        return self._weights[key]
 
     def split(self, x: Tensor, *sizes: int, axis: int = -1) -> tuple[Tensor, ...]:
         """Cuts an axis into pieces of these sizes."""
@@ -93,15 +97,17 @@ class GraphBuilder:
         domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT_DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION, producer_name="hiddenstate")
 
-    def _external(self, name: str) -> Tensor:
-        stored = self._tensors[name]
+    def _external(self, key: str, stored: StoredTensor, rows: Rows) -> Tensor:
+        start, end = rows or (0, stored.shape[0])
+        row_bytes = stored.bytes // stored.shape[0]
         proto = TensorProto(
-            name=name,
-            dims=stored.shape,
+            name=key,
+            dims=(end - start, *stored.shape[1:]),
             data_type=_ELEMENT_TYPES[stored.dtype],
             data_location=TensorProto.EXTERNAL,
         )
-        for key, value in (("location", WEIGHTS_FILE), ("offset", stored.offset), ("length", stored.bytes)):
-            proto.external_data.add(key=key, value=str(value))
-        self._initializers[name] = proto
-        return name
+        offset, length = stored.offset + start * row_bytes, (end - start) * row_bytes
+        for entry, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", length)):
+            proto.external_data.add(key=entry, value=str(value))
+        self._initializers[key] = proto
+        return key

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from hiddenstate_models.export.graph import MICROSOFT_DOMAIN, GraphBuilder, Tensor
+from hiddenstate_models.export.graph import MICROSOFT_DOMAIN, GraphBuilder, Rows, Tensor
 from hiddenstate_models.export.products import Operand
 
 WEIGHT_STEPS = 63
@@ -28,26 +28,26 @@ class Int8Products:
         """weights: the stored tensors by name."""
         self._weights = weights
 
-    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor) -> Tensor:
+    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor, rows: Rows = None) -> Tensor:
         """See Products."""
         quantised, scale, zero = _quantise_input(graph, x)
-        matrix, scales = self._quantised(graph, weight)
+        matrix, scales = self._quantised(graph, weight, rows)
         product = graph.node("MatMulIntegerToFloat", quantised, matrix, scale, scales, zero, domain=MICROSOFT_DOMAIN)
         return graph.node("Add", product, addend)
 
     def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:
         """See Products."""
         quantised, scale, zero = _quantise_input(graph, x)
-        matrix, scales = self._quantised(graph, weight)
+        matrix, scales = self._quantised(graph, weight, None)
         chosen = graph.node("Cast", graph.node("Gather", matrix, rows, axis=1), to=TensorProto.FLOAT)
         inputs = graph.node("DequantizeLinear", quantised, scale, zero)
         products = graph.node("Mul", graph.node("Transpose", inputs), chosen)
         sums = graph.node("ReduceSum", products, graph.integers(0), keepdims=0)
         return graph.node("Mul", sums, graph.node("Gather", scales, rows))
 
-    def _quantised(self, graph: GraphBuilder, name: str) -> tuple[Tensor, Tensor]:
+    def _quantised(self, graph: GraphBuilder, name: str, rows: Rows) -> tuple[Tensor, Tensor]:
         """The transposed weight [inputs, outputs] as int8, and the scale of every output."""
-        weight = self._weights[name].astype(np.float32)
+        weight = self._weights[name][slice(*rows) if rows else slice(None)].astype(np.float32)
         scales = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / WEIGHT_STEPS
         return graph.array(np.rint(weight / scales[:, None]).astype(np.int8).T), graph.array(scales)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hiddenstate_models.bundle import CellShapes
-from hiddenstate_models.export.graph import GraphBuilder, Tensor
+from hiddenstate_models.export.graph import GraphBuilder, Rows, Tensor
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Limits:
 class Products(Protocol):
     """Multiplies operands by stored weights."""
 
-    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor) -> Tensor:
-        """x @ weight.T + addend [n, outputs]; weight names a stored tensor [outputs, inputs]."""
+    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor, rows: Rows = None) -> Tensor:
+        """x @ weight.T + addend [n, outputs]; weight names a stored tensor [outputs, inputs],
+        of which only `rows` count where given."""
         ...
 
     def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:
@@ -44,9 +45,9 @@ class Products(Protocol):
 class Float32Products:
     """Plain float32."""
 
-    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor) -> Tensor:
+    def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor, rows: Rows = None) -> Tensor:
         """See Products."""
-        return graph.node("Gemm", x.tensor, graph.weight(weight), addend, transB=1)
+        return graph.node("Gemm", x.tensor, graph.weight(weight, rows), addend, transB=1)
 
     def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:
         """See Products."""

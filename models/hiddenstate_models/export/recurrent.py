@@ -56,11 +56,18 @@ def _lstm(
 
 
 def _gru(graph: GraphBuilder, products: Products, prefix: str, size: int, x: Operand, h: Operand) -> tuple[Tensor, ...]:
-    from_x = products.linear(graph, x, prefix + "weight_ih_l0", graph.weight(prefix + "bias_ih_l0"))
-    from_h = products.linear(graph, h, prefix + "weight_hh_l0", graph.weight(prefix + "bias_hh_l0"))
-    x_rz, x_n = graph.split(from_x, 2 * size, size)
-    h_rz, h_n = graph.split(from_h, 2 * size, size)
-    r, z = graph.split(graph.node("Sigmoid", graph.node("Add", x_rz, h_rz)), size, size)
-    n = graph.node("Tanh", graph.node("Add", x_n, graph.node("Mul", r, h_n)))
+    def product(of: Operand, kind: str, rows: tuple[int, int], addend: Tensor) -> Tensor:
+        return products.linear(graph, of, f"{prefix}weight_{kind}_l0", addend, rows)
+
+    def bias(kind: str, rows: tuple[int, int]) -> Tensor:
+        return graph.weight(f"{prefix}bias_{kind}_l0", rows)
+
+    gates, candidate = (0, 2 * size), (2 * size, 3 * size)
+    gates_bias = graph.node("Add", bias("ih", gates), bias("hh", gates))
+    both = product(h, "hh", gates, product(x, "ih", gates, gates_bias))
+    r, z = graph.split(graph.node("Sigmoid", both), size, size)
+    from_x = product(x, "ih", candidate, bias("ih", candidate))
+    from_h = product(h, "hh", candidate, bias("hh", candidate))
+    n = graph.node("Tanh", graph.node("Add", from_x, graph.node("Mul", r, from_h)))
     change = graph.node("Mul", z, graph.node("Sub", h.tensor, n))
     return (graph.node("Add", n, change),)
