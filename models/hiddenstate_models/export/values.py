@@ -47,8 +47,7 @@ def value_step(graph: GraphBuilder, network: ValueNetwork, products: Products) -
     location = node("Add", anchors, node("Cast", offset, to=TensorProto.DOUBLE))
     graph.output("locations", node("Where", never, nan, location))
     graph.output("scales", node("Where", never, nan, node("Cast", scale, to=TensorProto.DOUBLE)))
-    infinite = node("Expand", graph.number(math.inf), node("Shape", scale))
-    graph.output("degrees_of_freedom", freedom[0] if freedom else infinite)
+    graph.output("degrees_of_freedom", freedom[0] if freedom else _infinite_like(graph, scale))
     flat = [piece for layer in after for piece in layer]
     graph.output("next_states", node("Concat", *flat, scaled.state, offset, scale, *freedom, axis=1))
 
@@ -70,6 +69,10 @@ def _predicted(graph: GraphBuilder, network: ValueNetwork, columns: Tensor) -> T
     if network.targets == tuple(range(network.columns)):
         return columns
     return graph.node("Gather", columns, graph.integers(*network.targets), axis=1)
+
+
+def _infinite_like(graph: GraphBuilder, x: Tensor) -> Tensor:
+    return graph.node("Expand", graph.number(math.inf), graph.node("Shape", x))
 
 
 def _surprises(
