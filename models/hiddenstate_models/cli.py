@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hiddenstate_models.bundle_cli import export, inspect
 from hiddenstate_models.errors import ModelError
 from hiddenstate_models.options_cli import with_options
 from hiddenstate_models.training.next_value import NextValueOptions
@@ -72,6 +73,33 @@ def train_next_value(
     from hiddenstate_models.training import commands
 
     commands.train_next_value(data, valid, out, resume, values, training)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="Folder of a training run (its best weights), or a bundle.")],
+    data: Annotated[
+        list[str], typer.Option(help="Files to evaluate on; repeatable. A run's default: its validation data.")
+    ] = [],  # noqa: B006
+    baseline_data: Annotated[
+        list[str], typer.Option(help="Files for baselines that learn. A run's default: its training data.")
+    ] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Print a model's scores beside its baselines.
+
+    Next word: an interpolated Kneser-Ney 5-gram over the same vocabulary. Next value: persistence and seasonal naive.
+    A run's scores are kept in it for the card of its bundle.
+
+    Example: hiddenstate-models evaluate runs/books --data tests/book.txt
+    """
+    from hiddenstate_models.evaluation import commands
+
+    commands.evaluate(source, data, baseline_data, as_json=as_json)
+
+
+app.command()(export)
+app.command()(inspect)
 
 
 def main() -> None:

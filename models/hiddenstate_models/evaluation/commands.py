@@ -1,0 +1,102 @@
+"""What `hiddenstate-models evaluate` does: load, score beside baselines, show, and keep."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from hiddenstate_models import text
+from hiddenstate_models.baselines.kneser_ney import KneserNey
+from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Bundle
+from hiddenstate_models.errors import DataError
+from hiddenstate_models.evaluation.words import baseline_scores, network_scores
+from hiddenstate_models.export.sources import BEST_WEIGHTS_FILE, RUN_FILE, SCORES_FILE
+from hiddenstate_models.network import NextWordConfig, NextWordNetwork
+from hiddenstate_models.training.run import RunRecord
+
+Scores = dict[str, dict[str, dict[str, float]]]
+"""Split -> row (the model, a baseline) -> metric -> number."""
+
+
+def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *, as_json: bool) -> Scores:
+    """Scores a run's best weights or a bundle on each file of `data`, and on all of them together.
+
+    Raises:
+        DataError: source is neither, or there is nothing to evaluate on.
+    """
+    record = RunRecord.load(source) if (source / RUN_FILE).exists() else None
+    if record is None and not (source / CONFIG_FILE).exists():
+        raise DataError(f"{source} is neither a training run ({RUN_FILE}) nor a bundle ({CONFIG_FILE})")
+    task = record.task if record else Bundle.load(source).config.task
+    if record is not None:
+        data = data or record.data["validation"]
+        baseline_data = baseline_data or record.data["training"]
+    if not data:
+        raise DataError("nothing to evaluate on: name files with --data")
+    console = Console(stderr=as_json)
+    with console.status("evaluating ..."):
+        if task == "next-word":
+            scores = _evaluate_words(source, record, text.expand(data), baseline_data)
+        else:
+            raise NotImplementedError("next-value: evaluation/values.py")
+    if record is not None:
+        (source / SCORES_FILE).write_text(json.dumps(scores, indent=2) + "\n")
+    if as_json:
+        Console().print_json(data=scores)
+    else:
+        for split, rows in scores.items():
+            console.print(_table(split, rows))
+    return scores
+
+
+def _evaluate_words(
+    source: Path, record: RunRecord | None, files: Sequence[Path], baseline_data: Sequence[str]
+) -> Scores:
+    ends = record.data["options"]["documents"] if record else "auto"
+    fields = record.network if record else Bundle.load(source).config.network
+    network = NextWordNetwork(NextWordConfig.from_dict(fields))
+    network.load_state_dict(_weights(source))
+    tokenizer = Tokenizer.from_file(str(source / TOKENIZER_FILE))
+    baseline: KneserNey | None = None
+    if baseline_data:
+        training = text.encode(tokenizer, text.read_documents(text.expand(baseline_data), ends))
+        baseline = KneserNey.fit(training, tokenizer.get_vocab_size())
+    splits = {path.name: [path] for path in files}
+    if len(files) > 1:
+        splits["all together"] = list(files)
+    scores: Scores = {}
+    for split, paths in splits.items():
+        corpus = text.encode(tokenizer, text.read_documents(paths, ends))
+        scores[split] = {"model": network_scores(network, corpus)}
+        if baseline is not None:
+            scores[split]["Kneser-Ney 5-gram"] = baseline_scores(baseline, corpus)
+    return scores
+
+
+def _weights(source: Path) -> dict[str, torch.Tensor]:
+    path = source / BEST_WEIGHTS_FILE
+    tensors = load_file(path if path.exists() else source / WEIGHTS_FILE)
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in tensors.items()}
+
+
+def _table(split: str, rows: dict[str, dict[str, Any]]) -> Table:
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    table = Table("", *metrics, title=split, title_justify="left", title_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in rows.items():
+        table.add_row(name, *(_cell(metric, row.get(metric)) for metric in metrics))
+    return table
+
+
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if metric.endswith(("accuracy", "coverage")) else f"{value:.4g}"
