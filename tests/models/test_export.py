@@ -187,6 +187,12 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_others_may_read_a_bundle(tmp_path: Path) -> None:
+    folder = random_bundle(tmp_path, "next-word", int8=True).folder
+    assert folder.stat().st_mode & 0o555 == 0o555
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
+
+
 def test_neither_run_nor_bundle(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither a training run"):
         export_source(tmp_path, tmp_path, ExportOptions())

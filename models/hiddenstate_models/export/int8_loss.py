@@ -125,11 +125,11 @@ def _read(step: WordStepSession, lanes: Tokens, states: npt.NDArray[np.float32])
 
 
 def _lanes(text: Tokens, start: Tokens) -> Tokens:
-    """A text cut into lanes side by side [T + 1, lanes], each after an end token."""
-    steps = min(len(text) // LANES, LARGEST_STEPS)
-    if steps == 0:
+    """Stretches from all over a text, side by side [T + 1, lanes], each after an end token."""
+    stretch = len(text) // LANES
+    if stretch == 0:
         raise BundleError(f"a probe of {len(text)} tokens is too short to measure int8 on: give at least {LANES}")
-    return np.vstack([start, text[: steps * LANES].reshape(LANES, steps).T])
+    return np.vstack([start, text[: stretch * LANES].reshape(LANES, stretch)[:, :LARGEST_STEPS].T])
 
 
 def _generate(step: WordStepSession, start: Tokens, states: npt.NDArray[np.float32]) -> Tokens:
