@@ -1,0 +1,83 @@
+"""Bundles with random weights, and real servers on free ports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from hiddenstate_models.export import random_bundle
+
+from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
+from hiddenstate_server.host import Host
+from hiddenstate_server.repository import load_models
+from hiddenstate_server.settings import Settings
+from hiddenstate_server.worker import Worker
+from tests.server.wire import Wire
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: next-word in two versions, next-value with one column, weather with two."""
+    folder = tmp_path_factory.mktemp("models")
+    random_bundle(folder, "next-word", version=1, seed=1)
+    random_bundle(folder, "next-word", version=2, seed=2)
+    random_bundle(folder, "next-value", seed=3)
+    random_bundle(folder, "next-value", name="weather", seed=4, columns=2, targets=[0, 1])
+    return folder
+
+
+class Serving:
+    """A server in this event loop, and a channel to it."""
+
+    def __init__(self, worker: Worker, port: int) -> None:
+        self.worker = worker
+        self.address = f"127.0.0.1:{port}"
+        self.channel = grpc.aio.insecure_channel(self.address)
+        self.stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(self.channel)
+        self.wires: list[Wire] = []
+
+    @property
+    def host(self) -> Host:
+        return self.worker.host
+
+    def wire(self) -> Wire:
+        """A new stream."""
+        self.wires.append(Wire(self.stub))
+        return self.wires[-1]
+
+    async def settled(self, holds: Callable[[Host], object]) -> None:
+        """Waits until something is true of the host."""
+        async with asyncio.timeout(60):
+            while not holds(self.host):
+                await asyncio.sleep(0.01)
+
+
+Serve = Callable[..., Awaitable[Serving]]
+
+
+@pytest.fixture
+async def serve(bundles: Path) -> AsyncIterator[Serve]:
+    """Starts servers; keyword arguments are settings. They must leave their hosts in order."""
+    running: list[tuple[Serving, asyncio.Task[None]]] = []
+
+    async def start(**settings: Any) -> Serving:
+        chosen = Settings(**({"models": bundles, "max_batch": 64, "metrics_port": 0} | settings))
+        worker = Worker(chosen, load_models(chosen))
+        port = await worker.start(["127.0.0.1:0"])
+        serving = Serving(worker, port)
+        running.append((serving, asyncio.create_task(worker.run())))
+        return serving
+
+    yield start
+    for serving, task in running:
+        for wire in serving.wires:
+            await wire.cancel()
+        await serving.settled(lambda host: not host.streams)
+        serving.host.check_integrity()
+        await serving.channel.close()
+        await serving.worker.drain()
+        await task

@@ -1,0 +1,99 @@
+"""A small model without ONNX, and a clock that stands still, for tests of what surrounds the arithmetic."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hiddenstate_server.host import Host
+from hiddenstate_server.limits import Limits
+from hiddenstate_server.metrics import Metrics
+from hiddenstate_server.model import ModelInfo, ServedModel, TextInfo
+from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs
+
+VOCABULARY = ("<unk>", "<eos>", *(f"word{i}" for i in range(18)))
+STATE_SIZE = 6
+
+
+class MixingWords:
+    """Every output depends on the whole history of its own row, and on nothing else."""
+
+    state_size = STATE_SIZE
+    description = "test double"
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.recurrent = rng.normal(0, 0.7, (STATE_SIZE, STATE_SIZE)).astype(np.float32)
+        self.embedding = rng.normal(0, 1, (len(VOCABULARY), STATE_SIZE)).astype(np.float32)
+        self.fail = False
+        self.batches: list[int] = []
+
+    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
+        if self.fail:
+            raise RuntimeError("the double was told to fail")
+        self.batches.append(len(inputs))
+        # einsum sums each row alike whatever the number of rows, which BLAS does not promise.
+        states = np.tanh(np.einsum("ni,ij->nj", states, self.recurrent) + self.embedding[inputs])
+        scores = np.einsum("ni,vi->nv", states, self.embedding)
+        top = np.argsort(-scores, axis=1, kind="stable")[:, :3].astype(np.int32)
+        best = np.take_along_axis(scores, top, axis=1)
+        return WordOutputs(states.sum(axis=1), top, best), states
+
+    def initial(self) -> tuple[Outputs, FloatArray]:
+        return self.step(np.array([1]), np.zeros((1, STATE_SIZE), np.float32))
+
+
+class RunningMean:
+    """State: sum and count; location: the mean so far."""
+
+    state_size = 2
+    description = "test double"
+
+    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
+        states = states + np.stack([np.nansum(inputs, axis=1), np.ones(len(inputs))], axis=1).astype(np.float32)
+        mean = (states[:, :1] / states[:, 1:]).astype(np.float64)
+        ones = np.ones_like(mean)
+        return ValueOutputs(states[:, 0].copy(), mean, ones, ones.astype(np.float32)), states
+
+    def initial(self) -> tuple[Outputs, FloatArray]:
+        nothing = np.full((1, 1), np.nan)
+        zeros = np.zeros((1, 2), np.float32)
+        return ValueOutputs(np.full(1, np.nan, np.float32), nothing, nothing, nothing.astype(np.float32)), zeros
+
+
+WORDS = ModelInfo(
+    name="words",
+    version="1",
+    task="next-word",
+    description="test double",
+    parameters=1,
+    state_size=STATE_SIZE,
+    text=TextInfo(VOCABULARY, {word: i for i, word in enumerate(VOCABULARY)}, True, 0, 1, r"\w+"),
+)
+VALUES = ModelInfo(
+    name="values",
+    version="1",
+    task="next-value",
+    description="test double",
+    parameters=1,
+    state_size=2,
+    columns=("a", "b"),
+    targets=(0,),
+)
+
+
+@dataclass
+class Clock:
+    """Monotonic seconds moved by hand."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_host(clock: Clock, *, max_batch: int = 8, **limits: float) -> tuple[Host, ServedModel, ServedModel]:
+    """A host of both doubles, and its two models."""
+    host = Host(Limits(**limits), Metrics("test"), clock)  # type: ignore[arg-type]
+    words = host.add_model(WORDS, MixingWords(), max_batch)
+    values = host.add_model(VALUES, RunningMean(), max_batch)
+    return host, words, values

@@ -1,0 +1,312 @@
+"""Whatever else happens, a session's outputs are those of a lone model fed its own observations.
+
+Random interleavings of opens, observations, peeks, closes, disconnects, resumes, expiries, evictions and ticks run
+on a host without transport, on a test double and on a real ONNX bundle.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from hiddenstate_models.export import random_bundle
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server.host import Host
+from hiddenstate_server.limits import Limits
+from hiddenstate_server.metrics import Metrics
+from hiddenstate_server.model import ModelInfo
+from hiddenstate_server.repository import load_models
+from hiddenstate_server.runtimes import Outputs, Runtime
+from hiddenstate_server.settings import Settings
+from hiddenstate_server.streams import Stream
+from tests.server import wire
+from tests.server.doubles import WORDS, Clock, MixingWords
+
+TOKENS = 12
+CAPACITY = 6
+LEASE = 30.0
+DETACH = 10.0
+
+
+@dataclass(eq=False)
+class Client:
+    """One stream as its client sees it."""
+
+    stream: Stream
+    replies: wire.Replies = field(default_factory=wire.Replies)
+    sessions: dict[int, str] = field(default_factory=dict)
+    seen: int = 0
+    peeks_seen: int = 0
+
+
+@dataclass(eq=False)
+class Told:
+    """A session as told to the server: what it was sent, and which answers are due."""
+
+    holder: Client | None
+    handle: int
+    sent: list[int] = field(default_factory=list)
+    due: list[int] = field(default_factory=list)
+    closing: bool = False
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Rules are what clients and time can do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        limits = Limits(max_sessions=CAPACITY, idle_timeout=LEASE, detach_timeout=DETACH)
+        self.host = Host(limits, Metrics("test"), self.clock)
+        info, self.runtime = self.served()
+        self.model = self.host.add_model(info, self.runtime, max_batch=4)
+        self.clients: list[Client] = []
+        self.sessions: dict[str, Told] = {}
+        self.serial = 0
+        self.next_handle = 0
+
+    def served(self) -> tuple[ModelInfo, Runtime]:
+        return WORDS, MixingWords()
+
+    @cache  # noqa: B019
+    def alone(self, history: tuple[int, ...]) -> tuple[Outputs, np.ndarray]:
+        """What a lone session fed `history` one by one has come to."""
+        if not history:
+            return self.runtime.initial()
+        _, state = self.alone(history[:-1])
+        return self.runtime.step(np.array(history[-1:]), state)
+
+    def pick(self, index: int) -> str | None:
+        names = sorted(self.sessions)
+        return names[index % len(names)] if names else None
+
+    # what clients do
+
+    @precondition(lambda self: len(self.clients) < 3)
+    @rule()
+    def connect(self) -> None:
+        self.clients.append(Client(self.host.connect()))
+
+    @precondition(lambda self: self.clients)
+    @rule(who=st.integers(0, 2), count=st.integers(1, 3))
+    def open(self, who: int, count: int) -> None:
+        client = self.clients[who % len(self.clients)]
+        handles = [self.next_handle + i for i in range(count)]
+        self.next_handle += count
+        ids = [f"session-{self.serial + i}" for i in range(count)]
+        self.serial += count
+        self.host.receive(client.stream, wire.opening(handles, self.model.info.name, ids=ids))
+        for handle, name in zip(handles, ids, strict=True):
+            if self.host.directory.get(name) is not None:
+                self.sessions[name] = Told(client, handle)
+                client.sessions[handle] = name
+        for name in [name for name in self.sessions if self.host.directory.get(name) is None]:
+            assert self.sessions[name].holder is None, "an attached session was evicted"
+            del self.sessions[name]
+
+    @rule(
+        who=st.integers(0, 2),
+        picks=st.lists(st.tuples(st.integers(0, 9), st.integers(0, TOKENS - 1)), min_size=1, max_size=9),
+        numbered=st.booleans(),
+    )
+    def observe(self, who: int, picks: list[tuple[int, int]], numbered: bool) -> None:
+        held = [
+            (name, told)
+            for name, told in sorted(self.sessions.items())
+            if told.holder is not None and not told.closing and told.holder in self.clients[who : who + 1]
+        ]
+        if not held:
+            return
+        client = self.clients[who]
+        handles, tokens, steps = [], [], []
+        for index, token in picks:
+            told = held[index % len(held)][1]
+            told.sent.append(token)
+            told.due.append(len(told.sent))
+            handles.append(told.handle)
+            tokens.append(token)
+            steps.append(len(told.sent))
+        self.host.receive(client.stream, wire.words(handles, tokens, steps if numbered else ()))
+
+    @rule(index=st.integers(0, 9), off=st.sampled_from([-2, 2, 7]))
+    def observe_out_of_order(self, index: int, off: int) -> None:
+        """Neither a skipped nor an old step changes anything."""
+        name = self.pick(index)
+        told = self.sessions.get(name or "")
+        if told is None or told.holder is None or told.closing or len(told.sent) + off < 1:
+            return
+        self.collect(told.holder)
+        faults = len(told.holder.replies.faults)
+        applied = int(self.model.table.applied[self.host.directory.get(name or "").row])  # type: ignore[union-attr]
+        step = len(told.sent) + off
+        if step == applied:
+            told.due.append(step)  # a repeat of the last applied step is answered once more
+        self.host.receive(told.holder.stream, wire.words([told.handle], [1], [step]))
+        self.collect(told.holder)
+        reasons = told.holder.replies.reasons[faults:]
+        if step > len(told.sent):
+            assert reasons == ["STEP_GAP"]
+        else:
+            assert reasons == (["STEP_ALREADY_APPLIED"] if step < applied else [])
+
+    @rule(index=st.integers(0, 9))
+    def repeat(self, index: int) -> None:
+        """The last step again: answered from the last result once applied, ignored while it waits."""
+        name = self.pick(index)
+        told = self.sessions.get(name or "")
+        if told is None or told.holder is None or told.closing or not told.sent:
+            return
+        row = self.host.directory.get(name or "").row  # type: ignore[union-attr]
+        idle = self.model.table.applied[row] == len(told.sent)
+        self.collect(told.holder)
+        before = len(told.holder.replies.observed)
+        if idle:
+            told.due.append(len(told.sent))
+        self.host.receive(told.holder.stream, wire.words([told.handle], [0], [len(told.sent)]))
+        if idle:
+            self.collect(told.holder)
+            assert len(told.holder.replies.observed) == before + 1
+        assert self.model.table.accepted[row] == len(told.sent)
+
+    @rule(index=st.integers(0, 9))
+    def peek(self, index: int) -> None:
+        told = self.sessions.get(self.pick(index) or "")
+        if told is not None and told.holder is not None and not told.closing:
+            self.host.receive(told.holder.stream, wire.peek([told.handle]))
+
+    @rule(index=st.integers(0, 9))
+    def close(self, index: int) -> None:
+        told = self.sessions.get(self.pick(index) or "")
+        if told is not None and told.holder is not None and not told.closing:
+            self.host.receive(told.holder.stream, wire.close([told.handle]))
+            told.closing = True
+
+    @precondition(lambda self: self.clients)
+    @rule(who=st.integers(0, 2))
+    def disconnect(self, who: int) -> None:
+        """A client goes away in the middle of whatever it was doing."""
+        client = self.clients.pop(who % len(self.clients))
+        self.host.disconnect(client.stream)
+        for name in client.sessions.values():
+            told = self.sessions.get(name)
+            if told is not None and told.holder is client:
+                told.holder, told.closing, told.due = None, False, []
+        self.forget_ended()
+
+    @precondition(lambda self: self.clients)
+    @rule(index=st.integers(0, 9), who=st.integers(0, 2))
+    def resume(self, index: int, who: int) -> None:
+        name = self.pick(index)
+        if name is None:
+            return
+        told, client = self.sessions[name], self.clients[who % len(self.clients)]
+        handle = self.next_handle
+        self.next_handle += 1
+        if told.holder is not None:
+            self.collect(told.holder)
+            del told.holder.sessions[told.handle]
+        self.host.receive(
+            client.stream, wire.opening([handle], "", ids=[name], mode=pb.OPEN_MODE_RESUME)
+        )
+        client.sessions[handle] = name
+        told.holder, told.handle, told.closing, told.due = client, handle, False, []
+        self.collect(client)
+        opened, step = client.replies.opened[handle]
+        assert opened == name
+        assert step <= len(told.sent)
+        del told.sent[step:]
+
+    @rule(seconds=st.sampled_from([1.0, DETACH / 2, DETACH, LEASE]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.host.expire()
+        self.forget_ended()
+
+    @rule()
+    def tick(self) -> None:
+        self.host.tick()
+        self.forget_ended()
+
+    @precondition(lambda self: self.clients)
+    @rule(who=st.integers(0, 2))
+    def collect_one(self, who: int) -> None:
+        self.collect(self.clients[who % len(self.clients)])
+
+    # what is checked
+
+    def forget_ended(self) -> None:
+        for name in [name for name in self.sessions if self.host.directory.get(name) is None]:
+            told = self.sessions[name]
+            if told.holder is not None:
+                self.collect(told.holder)
+                assert not told.due, "a session ended with answers due"
+                del told.holder.sessions[told.handle]
+            del self.sessions[name]
+
+    def collect(self, client: Client) -> None:
+        """Takes what the stream has to send, and checks every prediction in it."""
+        while client.stream.unsent:
+            response, parts, rows = client.stream.take()
+            client.stream.sent(parts, rows, self.clock())
+            client.replies.add(response)
+        for answer in client.replies.observed[client.seen :]:
+            name = client.sessions[answer.handle]
+            told = self.sessions[name]
+            self.check(answer, told)
+            told.due.remove(answer.step)
+        client.seen = len(client.replies.observed)
+        for answer in client.replies.peeked[client.peeks_seen :]:
+            self.check(answer, self.sessions[client.sessions[answer.handle]])
+        client.peeks_seen = len(client.replies.peeked)
+
+    def check(self, answer: wire.Answer, told: Told) -> None:
+        outputs, _ = self.alone(tuple(told.sent[: answer.step]))
+        for name, column in outputs._asdict().items():
+            np.testing.assert_allclose(answer.columns[name], np.ravel(column), rtol=1e-5, atol=1e-5)
+
+    @invariant()
+    def in_order(self) -> None:
+        self.host.check_integrity()
+
+    def teardown(self) -> None:
+        while self.host.ready:
+            self.host.tick()
+        self.forget_ended()
+        for client in self.clients:
+            self.collect(client)
+            assert client.stream.backlog == 0
+        for told in self.sessions.values():
+            assert not told.due, "observations were never answered"
+        for client in self.clients:
+            self.host.disconnect(client.stream)
+        self.clock.now += DETACH
+        self.host.expire()
+        self.host.check_integrity()
+        assert self.model.arena.used == 0
+        assert len(self.host.directory) == 0
+
+
+class OnOnnx(Interleavings):
+    """The same on a real bundle."""
+
+    def served(self) -> tuple[ModelInfo, Runtime]:
+        return _onnx_words()
+
+
+@cache
+def _onnx_words() -> tuple[ModelInfo, Runtime]:
+    with TemporaryDirectory() as folder:
+        random_bundle(Path(folder), "next-word", seed=5)
+        loaded = load_models(Settings(models=Path(folder), max_batch=4))[0]
+    return loaded.info, loaded.runtime
+
+
+Interleavings.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+OnOnnx.TestCase.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestInterleavings = Interleavings.TestCase
+TestOnOnnx = OnOnnx.TestCase
