@@ -31,7 +31,8 @@ Timeout = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-out = Console(highlight=False)
+# a table written into a file or a pipe need not fit a screen
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False)
 
 _MOST_LINES = 1024
@@ -91,6 +92,11 @@ def until_interrupted(work: Callable[[], None]) -> None:
         work()
     except KeyboardInterrupt:
         out.print()
+
+
+def exact_percent(share: float) -> str:
+    """A probability chosen by the user, all digits of it."""
+    return f"{100 * share:.8g} %"
 
 
 def percent(share: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from hiddenstate.cli.console import fail
+from hiddenstate.cli.console import exact_percent, fail
 
 if TYPE_CHECKING:
     from hiddenstate.cli.watch import Watcher
@@ -41,7 +42,9 @@ def draw(watcher: Watcher, file: Path) -> None:
         panels = len(watcher.tallies)
         figure = Figure(figsize=(11, 1.6 + 3.0 * panels), layout="constrained")
         for j, axes in enumerate(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]):
-            _panel(axes, x, seen[:, j], mean[:, j], lower[:, j], upper[:, j], anomalies[:, j], f"{watcher.level:.4g}")
+            _panel(
+                axes, x, seen[:, j], mean[:, j], lower[:, j], upper[:, j], anomalies[:, j], exact_percent(watcher.level)
+            )
             title = watcher.tallies[j].name
             axes.set_title("" if title.isdecimal() else title, loc="left", color=_INK, fontweight="bold")
             if j == 0:
@@ -82,8 +85,11 @@ def _focus(axes: Any, seen: Any, mean: Any) -> None:
 
 
 def _axis(labels: list[str]) -> Any:
-    """Times where all labels are times, else numbers of lines or places."""
+    """Times where all labels are times in order, else places in the input."""
     try:
-        return [datetime.fromisoformat(label) for label in labels]
-    except ValueError:
-        return range(1, len(labels) + 1)
+        times = [datetime.fromisoformat(label) for label in labels]
+        if all(earlier <= later for earlier, later in pairwise(times)):
+            return times
+    except (TypeError, ValueError):  # no times, or some with and some without a zone
+        pass
+    return range(1, len(labels) + 1)

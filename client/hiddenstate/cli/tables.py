@@ -13,6 +13,8 @@ from rich.table import Table
 from hiddenstate import Client, Model, SessionInfo
 from hiddenstate.cli.console import out
 
+_NUMBERS = {"State", "Sessions", "Steps", "Age", "Idle", "Ends in"}
+
 
 def show_models(server: str, timeout: float, as_json: bool) -> None:
     """Prints what is served."""
@@ -21,14 +23,12 @@ def show_models(server: str, timeout: float, as_json: bool) -> None:
     if as_json:
         _print_json([_model(model) for model in models])
         return
-    table = _table("Model", "Version", "Predicts", "Description", "Parameters", "State", "Sessions", "Runtime")
+    table = _table("Model", "Predicts", "Description", "State", "Sessions", "Runtime")
     for model in models:
         table.add_row(
-            f"[bold]{model.name}[/bold]",
-            model.version,
-            model.task,
+            f"[bold]{model.name}[/bold]@{model.version}",
+            model.task.removeprefix("next-"),
             model.description,
-            f"{model.parameters:,}",
             _bytes(model.state_bytes),
             f"{model.live_sessions:,}",
             model.runtime,
@@ -43,15 +43,15 @@ def show_sessions(server: str, timeout: float, model: str | None, as_json: bool)
     if as_json:
         _print_json([_session(session) for session in sessions])
         return
-    table = _table("Session", "Model", "Steps", "Opened", "Last used", "Ends in", "Attached")
+    table = _table("Session", "Model", "Steps", "Age", "Idle", "Ends in", "Held")
     now = datetime.now(UTC)
     for session in sessions:
         table.add_row(
             session.id,
             f"{session.model}@{session.version}",
             f"{session.step:,}",
-            f"{_span((now - session.created).total_seconds())} ago",
-            f"{_span((now - session.last_used).total_seconds())} ago",
+            _span((now - session.created).total_seconds()),
+            _span((now - session.last_used).total_seconds()),
             _span((session.expires - now).total_seconds()),
             "yes" if session.attached else "no",
         )
@@ -59,10 +59,14 @@ def show_sessions(server: str, timeout: float, model: str | None, as_json: bool)
 
 
 def _table(*headers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for header in headers:
-        numeric = header in {"Parameters", "State", "Sessions", "Steps", "Opened", "Last used", "Ends in"}
-        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            header,
+            justify="right" if header in _NUMBERS else "left",
+            overflow="fold",
+            no_wrap=header in _NUMBERS or header == "Model",
+        )
     return table
 
 

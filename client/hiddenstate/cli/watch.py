@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from hiddenstate import Client, InvalidInput, Model, ValuePredictions
-from hiddenstate.cli.console import batches, err, fail, out, until_interrupted
+from hiddenstate.cli.console import batches, err, exact_percent, fail, out, until_interrupted
 from hiddenstate.cli.series import Reader, Row
 
 Floats = NDArray[np.float64]
@@ -89,6 +89,7 @@ class Watcher:
     kept: list[tuple[list[str], Floats, Expected, NDArray[np.bool_]]] = field(default_factory=list)
     _next: Expected = field(init=False)
     _decimals: int = 0
+    _largest: float = 0.0
     _width: int = 10
 
     def __post_init__(self) -> None:
@@ -109,6 +110,7 @@ class Watcher:
         surprises = np.broadcast_to(predictions.surprise.reshape(len(rows), -1), shape)
         anomalies = (seen < expected.low) | (seen > expected.high)
         self._decimals = max(self._decimals, *(row.decimals for row in rows))
+        self._largest = max(self._largest, float(np.nan_to_num(np.abs(seen)).max()))
         for i, row in enumerate(rows):
             for j in range(shape[1]):
                 self._line(row.label, j, i, seen, expected, after, surprises, anomalies)
@@ -154,7 +156,7 @@ class Watcher:
         """Prints the names of what `take` prints."""
         name = f"{'series':<12} " if len(self.targets) > 1 else ""
         text = (
-            f"{'at':<{self._width}} {name}{'value':>11} {'expected':>11} {f'{self.level:.4g} interval':>25} "
+            f"{'at':<{self._width}} {name}{'value':>11} {'expected':>11} {f'{exact_percent(self.level)} interval':>25} "
             f"{'surprise':>9} {'next':>11}"
         )
         out.print(text, style="bold", soft_wrap=True)
@@ -168,8 +170,8 @@ class Watcher:
             if not tally.judged:
                 continue
             out.print(
-                f"  {tally.inside / tally.judged:.1%} within their {self.level:.4g} interval, "
-                f"{tally.anomalies:,} outside their {self.anomaly:.6g} interval (anomalies)"
+                f"  {tally.inside / tally.judged:.1%} within their {exact_percent(self.level)} interval, "
+                f"{tally.anomalies:,} outside their {exact_percent(self.anomaly)} interval (anomalies)"
             )
             error, persistence = tally.error / tally.judged, tally.persistence / tally.judged
             out.print(
@@ -181,8 +183,8 @@ class Watcher:
     def _number(self, value: float) -> str:
         if math.isnan(value):
             return _BLANK
-        magnitude = math.floor(math.log10(abs(value))) if value else 0
-        return f"{value:.{min(self._decimals + 1, max(0, 6 - magnitude))}f}"
+        magnitude = math.floor(math.log10(self._largest)) if self._largest else 0
+        return f"{value:.{min(self._decimals + 1, max(0, 5 - magnitude))}f}"
 
 
 class _Series:
@@ -305,4 +307,4 @@ def _compared(error: float, persistence: float) -> str:
     if not persistence:
         return ""
     share = 1.0 - error / persistence
-    return f": {share:.0%} less" if share >= 0 else f": {-share:.0%} more"
+    return f": {share:.1%} less" if share >= 0 else f": {-share:.1%} more"

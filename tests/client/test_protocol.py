@@ -1,0 +1,292 @@
+"""The protocol without any transport, against the fake server's answers in whatever order things go wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from google.rpc import code_pb2
+from hiddenstate.errors import (
+    AnswersLost,
+    HiddenstateError,
+    ResourceExhausted,
+    ServerError,
+    SessionClosed,
+    SessionLost,
+)
+from hiddenstate.protocol import Call, Kind, Observing, Protocol, Session
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.client.fake import Fake, Held, status
+
+
+class Wire:
+    """A protocol and a server with a connection that can be cut anywhere."""
+
+    def __init__(self, **limits: int) -> None:
+        self.protocol = Protocol(**limits)
+        self.fake = Fake()
+        self.handles: dict[int, Held] = {}
+        self.to_server: list[pb.StreamRequest] = []
+        self.to_client: list[pb.StreamResponse] = []
+        self.finished: list[Call] = []
+        self.now = 0.0
+
+    def send(self) -> None:
+        self.now += 1.0
+        self.to_server += self.protocol.frames(self.now)
+
+    def serve(self) -> None:
+        for frame in self.to_server:
+            reply = self.fake._answer(frame, self.handles)
+            # over the wire and back
+            self.to_client.append(pb.StreamResponse.FromString(reply.SerializeToString()))
+        self.to_server.clear()
+
+    def receive(self) -> None:
+        for reply in self.to_client:
+            self.finished += self.protocol.receive(reply, self.now)
+        self.to_client.clear()
+
+    def cut(self) -> None:
+        self.to_server.clear()
+        self.to_client.clear()
+        self.handles.clear()
+        self.protocol.connection_lost()
+        self.finished += self.protocol.take_finished()
+
+    def settle(self) -> None:
+        for _ in range(20):
+            self.send()
+            self.serve()
+            self.receive()
+            if self.protocol.broken:
+                self.cut()
+
+    def open(self, *ids: str, model: str = "values") -> list[Session]:
+        _, sessions = self.protocol.open(model, ids)
+        self.settle()
+        return sessions
+
+
+def values(*numbers: float) -> np.ndarray:
+    return np.array(numbers, float)[:, None]
+
+
+def test_columns_come_back_in_the_order_of_the_rows() -> None:
+    wire = Wire()
+    sessions = wire.open("a", "b", "c")
+    handles = np.array([sessions[i].handle for i in (2, 0, 2, 1, 0)])
+    call, order = wire.protocol.observe_rows(handles, values(1, 2, 3, 4, 5))
+    wire.settle()
+    assert order is not None
+    answers = call.columns().take(np.argsort(order))
+    assert answers.locations[:, 0].tolist() == [1, 2, 4, 4, 7]
+    assert answers.steps.tolist() == [1, 1, 2, 1, 2]
+    assert wire.finished[-1] is call
+
+
+def test_different_models_share_frames_by_kind() -> None:
+    wire = Wire()
+    (value,), (word,), (pair,) = wire.open("v"), wire.open("w", model="words"), wire.open("p", model="pairs")
+    wire.protocol.observe(value, values(1))
+    wire.protocol.observe(word, np.array([2, 3], np.int32))
+    wire.protocol.observe(pair, np.ones((3, 2)))
+    wire.protocol.observe(value, values(2))
+    wire.settle()
+    assert sorted(wire.fake.rows) == [2, 2, 3]
+    assert [wire.protocol.step(session) for session in (value, word, pair)] == [2, 2, 3]
+
+
+def test_frames_are_cut_to_the_limit() -> None:
+    wire = Wire(max_frame_rows=7)
+    (session,) = wire.open("a")
+    call = wire.protocol.observe(session, values(*range(50)))
+    wire.settle()
+    assert wire.fake.rows == [7] * 7 + [1]
+    assert call.columns().locations[:, 0].tolist() == np.cumsum(range(50)).tolist()
+
+
+def test_wide_rows_are_cut_to_the_size_of_a_message() -> None:
+    protocol = Protocol()
+    _, (session,) = protocol.open("wide", ["w"])
+    protocol.frames(0.0)
+    protocol.receive(
+        pb.StreamResponse(opened=[pb.Opened(handles=b"\0" * 4, session_ids=["w"], steps=b"\0" * 8)]), 0.0
+    )
+    protocol.observe(session, np.zeros((5000, 100)))
+    frames = protocol.frames(0.0)
+    assert len(frames) == 2
+    assert max(frame.ByteSize() for frame in frames) < 4 * 1024 * 1024
+
+
+def test_limits() -> None:
+    wire = Wire(max_unanswered=3, max_sessions=2)
+    (session,) = wire.open("a")
+    wire.protocol.observe(session, values(1, 2))
+    with pytest.raises(ResourceExhausted, match="await some"):
+        wire.protocol.observe(session, values(1, 2))
+    wire.settle()
+    wire.protocol.observe(session, values(1, 2))
+    with pytest.raises(ResourceExhausted, match="at most 2 sessions"):
+        wire.protocol.open("values", ["b", "c"])
+
+
+def test_handles_rest_before_they_are_used_again() -> None:
+    wire = Wire()
+    (first,) = wire.open("a")
+    wire.protocol.ask(Kind.CLOSE, [first])
+    wire.settle()
+    (second,) = wire.open("b")
+    assert second.handle != first.handle
+    with pytest.raises(SessionClosed):
+        wire.protocol.observe(first, values(1))
+
+
+def test_late_answers_are_ignored() -> None:
+    wire = Wire()
+    (session,) = wire.open("a")
+    wire.protocol.observe(session, values(1, 2))
+    wire.send()
+    wire.serve()
+    wire.to_client = wire.to_client * 2
+    wire.receive()
+    assert wire.protocol.step(session) == 2
+    assert wire.protocol.unanswered == 0
+    wire.protocol.receive(
+        pb.StreamResponse(observed=[pb.Predictions(handles=b"\xff" * 4, steps=b"\1" + b"\0" * 7)]), 0.0
+    )
+
+
+def test_a_frame_refused_as_a_whole_begins_a_new_connection() -> None:
+    wire = Wire()
+    (session,) = wire.open("a")
+    call = wire.protocol.observe(session, values(1, 2))
+    wire.send()
+    wire.to_server.clear()
+    busy = status("STREAM_BACKLOG", code_pb2.RESOURCE_EXHAUSTED, retry_after=0.5)
+    wire.protocol.receive(pb.StreamResponse(faults=[pb.Fault(status=busy)]), wire.now)
+    assert wire.protocol.broken is not None
+    assert wire.protocol.broken.retry_after == 0.5
+    wire.cut()
+    wire.settle()
+    assert call.errors == {}
+    assert call.columns().locations[:, 0].tolist() == [1, 3]
+
+
+def test_a_frame_the_server_cannot_read_fails_what_is_under_way() -> None:
+    wire = Wire()
+    (session,) = wire.open("a")
+    call = wire.protocol.observe(session, values(1, 2))
+    wire.send()
+    wire.to_server.clear()
+    bad = status("FRAME_INVALID", code_pb2.INVALID_ARGUMENT)
+    wire.finished += wire.protocol.receive(pb.StreamResponse(faults=[pb.Fault(status=bad)]), wire.now)
+    assert call in wire.finished
+    assert call.errors[session.handle].reason == "FRAME_INVALID"
+    wire.cut()
+    again = wire.protocol.observe(session, values(5))
+    wire.settle()
+    assert again.columns().locations[0, 0] == 5
+
+
+def test_a_session_that_went_back_is_lost() -> None:
+    wire = Wire()
+    (session,) = wire.open("a")
+    wire.protocol.observe(session, values(1, 2, 3))
+    wire.settle()
+    wire.fake.sessions["a"].step = 1
+    call = wire.protocol.observe(session, values(4))
+    wire.send()
+    wire.cut()
+    wire.settle()
+    assert isinstance(call.errors[session.handle], SessionLost)
+
+
+def test_failing_everything() -> None:
+    wire = Wire()
+    (session,) = wire.open("a")
+    sent = wire.protocol.observe(session, values(1))
+    wire.send()
+    waiting = wire.protocol.ask(Kind.PEEK, [session])
+    opening, _ = wire.protocol.open("values", ["b"])
+    error = ServerError("no more")
+    assert set(wire.protocol.fail(error)) == {sent, waiting, opening}
+    assert wire.protocol.unanswered == 0
+    wire.cut()
+    wire.settle()
+    assert wire.open("c")[0].error is None
+    assert session.error is None
+
+
+BUSY = status("SESSION_BACKLOG", code_pb2.RESOURCE_EXHAUSTED, retry_after=0.5)
+NUMBER = st.integers(0, 3)
+ACTIONS = st.one_of(
+    st.tuples(st.just("observe"), NUMBER, st.integers(1, 4)),
+    st.tuples(st.just("rows"), st.lists(NUMBER, min_size=1, max_size=8)),
+    st.tuples(st.just("peek"), NUMBER),
+    st.tuples(st.just("refuse"), st.integers(1, 3)),
+    st.tuples(st.just("send")),
+    st.tuples(st.just("serve")),
+    st.tuples(st.just("receive")),
+    st.tuples(st.just("cut")),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(ACTIONS, max_size=60))
+def test_every_observation_is_applied_once_and_in_order(actions: list[tuple[object, ...]]) -> None:
+    wire = Wire(max_frame_rows=5)
+    sessions = wire.open(*"abcd")
+    sent: dict[int, list[float]] = {session.handle: [] for session in sessions}
+    expected: list[tuple[Observing, list[tuple[int, int]]]] = []
+    peeks: list[Call] = []
+    counter = iter(range(1, 100_000))
+
+    def submit(rows: list[Session]) -> None:
+        numbers = values(*(next(counter) for _ in rows))
+        handles = np.array([session.handle for session in rows])
+        if len({session.handle for session in rows}) == 1:
+            call, order = wire.protocol.observe(rows[0], numbers), None
+        else:
+            call, order = wire.protocol.observe_rows(handles, numbers)
+        places = []
+        for session, number in zip(rows, numbers[:, 0], strict=True):
+            sent[session.handle].append(float(number))
+            places.append((session.handle, len(sent[session.handle])))
+        expected.append((call, places if order is None else [places[i] for i in order]))
+
+    for name, *arguments in actions:
+        match name, arguments:
+            case "observe", [int(which), int(count)]:
+                submit([sessions[which]] * count)
+            case "rows", [list(which)]:
+                submit([sessions[i] for i in which])
+            case "peek", [int(which)]:
+                peeks.append(wire.protocol.ask(Kind.PEEK, [sessions[which]]))
+            case "refuse", [int(count)]:
+                wire.fake.refusals = [BUSY] * count
+            case _:
+                getattr(wire, str(name))()
+    wire.settle()
+
+    for session in sessions:
+        assert wire.fake.sessions[session.id].applied == sent[session.handle]
+        assert wire.protocol.step(session) == len(sent[session.handle])
+    assert wire.protocol.unanswered == 0
+    assert wire.protocol.idle
+    for call, places in expected:
+        assert call in wire.finished
+        answers = call.columns()
+        for row, (handle, step) in enumerate(places):
+            if np.isnan(answers.locations[row, 0] if answers.locations.size else np.nan):
+                assert lost(call.errors[handle], step)
+            else:
+                assert answers.steps[row] == step
+                assert answers.locations[row, 0] == sum(sent[handle][:step])
+    assert all(call in wire.finished and not call.errors for call in peeks)
+
+
+def lost(error: HiddenstateError, step: int) -> bool:
+    """Whether the error owns up to the loss of this step's answer."""
+    return isinstance(error, AnswersLost) and step <= int(error.metadata["last"])
