@@ -33,7 +33,8 @@ class Lanes:
     """Iterates over an epoch's chunks; the order of documents is shuffled by (seed, epoch) when a seed is given.
 
     Documents go to whichever lane is the emptiest, longest first, so that lanes end together; then each lane's own
-    order is shuffled. A document longer than a lane's fair share is cut, so that one book fills all lanes.
+    order is shuffled. A document longer than a lane's fair share is cut, so that one book fills all lanes, unless
+    documents are to stay `whole`, as scores want them.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class Lanes:
         steps: int,
         padding: float,
         seed: int | None = None,
+        whole: bool = False,
     ) -> None:
         total = sum(len(inputs) for inputs, _ in documents)
         if not total:
             raise DataError("the data holds nothing to predict: every document has less than two observations")
-        share = -(-total // lanes)
+        share = total if whole else -(-total // lanes)
         self._documents = [
             (inputs[start : start + share], targets[start : start + share])
             for inputs, targets in documents

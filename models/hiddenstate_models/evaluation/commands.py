@@ -16,13 +16,20 @@ from hiddenstate_models import text
 from hiddenstate_models.baselines.kneser_ney import KneserNey
 from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Bundle
 from hiddenstate_models.errors import DataError
+from hiddenstate_models.evaluation.values import averages, value_scores
 from hiddenstate_models.evaluation.words import baseline_scores, network_scores
 from hiddenstate_models.export.sources import BEST_WEIGHTS_FILE, RUN_FILE, SCORES_FILE
 from hiddenstate_models.network import NextWordConfig, NextWordNetwork
+from hiddenstate_models.series import Layout, read_series
+from hiddenstate_models.training.next_value import names
 from hiddenstate_models.training.run import RunRecord
+from hiddenstate_models.value_network import NextValueConfig, NextValueNetwork
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """Split -> row (the model, a baseline) -> metric -> number."""
+
+_SHOWN = 20
+"""A file with more series than this is shown as their mean."""
 
 
 def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *, as_json: bool) -> Scores:
@@ -45,7 +52,7 @@ def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *,
         if task == "next-word":
             scores = _evaluate_words(source, record, text.expand(data), baseline_data)
         else:
-            raise NotImplementedError("next-value: evaluation/values.py")
+            scores = _evaluate_values(source, record, text.expand(data))
     if record is not None:
         (source / SCORES_FILE).write_text(json.dumps(scores, indent=2) + "\n")
     if as_json:
@@ -77,6 +84,25 @@ def _evaluate_words(
         scores[split] = {"model": network_scores(network, corpus)}
         if baseline is not None:
             scores[split]["Kneser-Ney 5-gram"] = baseline_scores(baseline, corpus)
+    return scores
+
+
+def _evaluate_values(source: Path, record: RunRecord | None, files: Sequence[Path]) -> Scores:
+    """Every series by itself, or the mean over the series of a file that has many; and the mean over all."""
+    fields = record.network if record else Bundle.load(source).config.network
+    network = NextValueNetwork(NextValueConfig.from_dict(fields))
+    network.load_state_dict(_weights(source))
+    columns = names(record.data["options"]["columns"]) if record else ()
+    layout: Layout = "joint" if network.config.columns > 1 else record.data["options"]["layout"] if record else "auto"
+    scores: Scores = {}
+    every: Scores = {}
+    for path in files:
+        series = read_series([path], columns=columns, layout=layout)
+        one = value_scores(network, series)
+        every |= one
+        scores |= one if len(one) <= _SHOWN else {f"{path.name}, mean of {len(one)} series": averages(one)}
+    if len(every) > 1:
+        scores["mean of all series"] = averages(every)
     return scores
 
 

@@ -7,14 +7,12 @@ import torch
 from hiddenstate_models.baselines.kneser_ney import KneserNey
 from hiddenstate_models.network import IGNORED, NextWordNetwork
 from hiddenstate_models.text import Corpus
-from hiddenstate_models.training.next_word import word_lanes
+from hiddenstate_models.training.next_word import read_through
 
 Metrics = dict[str, float]
 """Metric -> number."""
 
 _TOPS = (1, 3)
-_LANES = 32
-_STEPS = 35
 
 
 @torch.no_grad()
@@ -24,19 +22,14 @@ def network_scores(network: NextWordNetwork, corpus: Corpus) -> Metrics:
     Every token counts but a document's first; the state is carried through each document from a fresh one.
     """
     network.eval()
-    state = network.initial_state(_LANES)
     loss, words = 0.0, 0
     hits = torch.zeros(max(_TOPS), dtype=torch.int64)
-    for chunk in word_lanes(corpus, lanes=_LANES, steps=_STEPS).epoch(0):
-        state = state.masked_fill(torch.from_numpy(chunk.starts).unsqueeze(1), 0)
-        outputs, state = network(torch.from_numpy(chunk.inputs), state)
-        targets = torch.from_numpy(chunk.targets).flatten()
+    for outputs, targets in read_through(network, corpus):
         known = targets != IGNORED
-        logits = network.head(outputs).flatten(0, 1)[known]
-        targets = targets[known].unsqueeze(1)
-        loss += float((logits.logsumexp(1, keepdim=True) - logits.gather(1, targets)).sum())
-        hits += (logits.topk(max(_TOPS)).indices == targets).sum(0)
-        words += len(targets)
+        logits, expected = network.head(outputs[known]), targets[known].unsqueeze(1)
+        loss += float((logits.logsumexp(1, keepdim=True) - logits.gather(1, expected)).sum())
+        hits += (logits.topk(max(_TOPS)).indices == expected).sum(0)
+        words += len(expected)
     accuracies = hits.cumsum(0) / words
     return _metrics(loss / words, [float(accuracies[top - 1]) for top in _TOPS])
 

@@ -86,8 +86,6 @@ def _write_files(
 ) -> None:
     weights = {name: np.ascontiguousarray(array, DTYPES[dtype]) for name, array in contents.weights.items()}
     save_file(weights, folder / layout.WEIGHTS_FILE)
-    # safetensors makes files only their owner can read; a server runs as somebody else.
-    (folder / layout.WEIGHTS_FILE).chmod(0o644)
     (folder / layout.WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner; servers run as someone else
     if contents.tokenizer is not None:
         (folder / layout.TOKENIZER_FILE).write_text(contents.tokenizer, encoding="utf-8")

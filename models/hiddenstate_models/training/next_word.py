@@ -1,6 +1,7 @@
 """Learning to predict the next word."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -15,7 +16,8 @@ from hiddenstate_models.text import Corpus
 from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
 from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
 
-_EVALUATION_STEPS = 70
+_EVALUATION_LANES = 64
+_EVALUATION_STEPS = 35
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,22 +101,28 @@ class NextWordTask:
         return {"loss": loss, "perplexity": math.exp(loss)}
 
 
-def word_lanes(corpus: Corpus, *, lanes: int, steps: int, seed: int | None = None) -> Lanes:
+def word_lanes(corpus: Corpus, *, lanes: int, steps: int, seed: int | None = None, whole: bool = False) -> Lanes:
     """Documents as lanes: each token is the input at its place and the target one place before."""
     documents = [(tokens[:-1], tokens[1:].astype(np.int64)) for tokens in corpus.documents()]
-    return Lanes(documents, lanes=lanes, steps=steps, padding=IGNORED, seed=seed)
+    return Lanes(documents, lanes=lanes, steps=steps, padding=IGNORED, seed=seed, whole=whole)
+
+
+def read_through(network: NextWordNetwork, corpus: Corpus) -> Iterator[tuple[Tensor, Tensor]]:
+    """Reads whole documents, each from a fresh state; outputs [T, B, output] with their targets [T, B], bit by bit."""
+    lanes = min(_EVALUATION_LANES, len(corpus.starts))
+    device = next(network.parameters()).device
+    state = network.initial_state(lanes)
+    for chunk in word_lanes(corpus, lanes=lanes, steps=_EVALUATION_STEPS, whole=True).epoch(0):
+        state = state.masked_fill(torch.from_numpy(chunk.starts).to(device).unsqueeze(1), 0)
+        outputs, state = network(torch.from_numpy(chunk.inputs).to(device), state)
+        yield outputs, torch.from_numpy(chunk.targets).to(device)
 
 
 @torch.no_grad()
-def mean_loss(network: NextWordNetwork, corpus: Corpus, *, lanes: int = 64) -> float:
+def mean_loss(network: NextWordNetwork, corpus: Corpus) -> float:
     """Mean negative log-likelihood in nats a token over whole documents, full vocabulary, state carried."""
-    data = word_lanes(corpus, lanes=lanes, steps=_EVALUATION_STEPS)
-    device = next(network.parameters()).device
-    state = network.initial_state(lanes)
     total, count = 0.0, 0
-    for chunk in data.epoch(0):
-        state = state.masked_fill(torch.from_numpy(chunk.starts).to(device).unsqueeze(1), 0)
-        outputs, state = network(torch.from_numpy(chunk.inputs).to(device), state)
-        total += float(network.head.loss(outputs, torch.from_numpy(chunk.targets).to(device)))
-        count += int((chunk.targets != IGNORED).sum())
+    for outputs, targets in read_through(network, corpus):
+        total += float(network.head.loss(outputs, targets))
+        count += int((targets != IGNORED).sum())
     return total / count
