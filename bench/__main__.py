@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import report
-from bench.points import Bench
+from bench.points import STEPS, Bench
 from bench.processes import BenchError
 
 
@@ -23,10 +23,12 @@ def main(
     console = Console()
     columns = (TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with tempfile.TemporaryDirectory() as logs, Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting", total=None)
+        task = progress.add_task("", total=None)
         bench = Bench(models, seconds, Path(logs), lambda what: progress.update(task, description=what, advance=1))
         try:
-            results = bench.run()
+            engines = bench.engines_alone()
+            progress.update(task, total=1 + STEPS * len(engines))
+            results = bench.run(engines)
         except BenchError as error:
             raise SystemExit(f"bench: {error}") from error
     out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The engine in a loop of its own, without any transport: what the arithmetic alone costs.
 
 `python -m bench.engine SECONDS [FLAGS OF hiddenstate-server]` prints, for every model, its vocabulary (0 for values)
-and the CPU microseconds a row costs by batch size, as JSON.
+and the microseconds a row costs by batch size, of CPU and of the clock, as JSON.
 """
 
 import json
@@ -21,8 +21,8 @@ SESSIONS = 4096
 BATCH_SIZES = tuple(2**power for power in range(9))
 
 
-def cost(model: LoadedModel, batch: int, seconds: float) -> float:
-    """CPU microseconds a row, stepping ever other sessions of an arena in batches of `batch`."""
+def cost(model: LoadedModel, batch: int, seconds: float) -> tuple[float, float]:
+    """Microseconds a row of CPU and of the clock, stepping ever other sessions of an arena in batches of `batch`."""
     engine = Engine(model.runtime, Arena(SESSIONS, *model.runtime.initial()), batch)
     rows = engine.arena.allocate(SESSIONS)
     rng = np.random.default_rng(0)
@@ -32,24 +32,26 @@ def cost(model: LoadedModel, batch: int, seconds: float) -> float:
     else:
         inputs = rng.normal(20.0, 5.0, (SESSIONS, len(model.info.columns)))
     engine.step(rows[:batch], inputs[:batch])
-    done, at, start = 0, 0, time.process_time()
-    while (spent := time.process_time() - start) < seconds:
+    done, at, cpu, clock = 0, 0, time.process_time(), time.perf_counter()
+    while (elapsed := time.perf_counter() - clock) < seconds:
         engine.step(rows[at : at + batch], inputs[at : at + batch])
         done += batch
         at = (at + batch) % (SESSIONS - batch + 1)
-    return spent / done * 1e6
+    return (time.process_time() - cpu) / done * 1e6, elapsed / done * 1e6
 
 
 def costs(models: list[LoadedModel], seconds: float) -> dict[str, Any]:
     """Of every model, taking `seconds` for each."""
-    return {
-        model.info.name: {
+    found = {}
+    for model in models:
+        measured = {size: cost(model, size, seconds / len(BATCH_SIZES)) for size in BATCH_SIZES}
+        found[model.info.name] = {
             "vocabulary": len(model.info.text.vocabulary) if model.info.text else 0,
             "state_bytes": 4 * model.info.state_size,
-            "microseconds": {size: cost(model, size, seconds / len(BATCH_SIZES)) for size in BATCH_SIZES},
+            "cpu": {size: cpu for size, (cpu, _) in measured.items()},
+            "clock": {size: clock for size, (_, clock) in measured.items()},
         }
-        for model in models
-    }
+    return found
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 import asyncio
 import base64
 import json
+import os
 import sys
 import time
 from collections.abc import Coroutine, Iterator
@@ -199,4 +200,7 @@ async def first_of(wait: Coroutine[Any, Any, Any], streams: list[LoadedStream]) 
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(uvloop.run(generate(Load(**json.loads(sys.argv[1])))))))
+    result = uvloop.run(generate(Load(**json.loads(sys.argv[1]))))
+    # uvloop leaves a pipe non-blocking, and what does not fit into it at once would be lost.
+    os.set_blocking(sys.stdout.fileno(), True)
+    print(json.dumps(asdict(result)))

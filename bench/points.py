@@ -34,6 +34,8 @@ SHAPES = (
     Shape("16 streams, frames of 64", 16, 64),
     Shape("4 streams, frames of 1024", 4, 1024),
 )
+STEPS = 2 * len(SHAPES) + 1
+"""How often `Bench.run` tells what comes next, by model."""
 MEMORY = Shape("memory", 4, 16_000)
 
 
@@ -42,18 +44,25 @@ class EngineAlone(NamedTuple):
 
     vocabulary: int
     state_bytes: int
-    microseconds: dict[int, float]
-    """CPU a row, by batch size."""
+    cpu: dict[int, float]
+    """Microseconds a row, by batch size."""
+    clock: dict[int, float]
+    """The same by the clock."""
 
-    def at(self, batch: float) -> float:
+    def cpu_at(self, batch: float) -> float:
         """CPU microseconds a row in batches of this mean size."""
-        sizes, costs = zip(*sorted(self.microseconds.items()), strict=True)
+        sizes, costs = zip(*sorted(self.cpu.items()), strict=True)
         return float(np.interp(math.log2(batch), np.log2(sizes), costs))
 
     @property
-    def best(self) -> float:
+    def best_cpu(self) -> float:
         """CPU microseconds a row at the best batch size."""
-        return min(self.microseconds.values())
+        return min(self.cpu.values())
+
+    @property
+    def best_rate(self) -> float:
+        """Rows a second at the best batch size."""
+        return 1e6 / min(self.clock.values())
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class Point:
     @property
     def engine_cpu(self) -> float:
         """Microseconds of the engine alone an observation, at the batch size the server had."""
-        return self.engine.at(self.batch)
+        return self.engine.cpu_at(self.batch)
 
     @property
     def cpu_ratio(self) -> float:
@@ -94,9 +103,14 @@ class Point:
         return self.server_cpu / (self.echo_cpu + self.engine_cpu)
 
     @property
-    def engine_share(self) -> float:
+    def rate_share(self) -> float:
         """Throughput over that of the engine alone at its best batch size."""
-        return self.rate * self.engine.best / 1e6
+        return self.rate / self.engine.best_rate
+
+    @property
+    def cpu_share(self) -> float:
+        """The same for observations per second of CPU, which other programs on the machine disturb less."""
+        return self.engine.best_cpu / self.server_cpu
 
 
 @dataclass(frozen=True)
@@ -118,11 +132,14 @@ class Bench:
         self._folder = folder
         self._advance = advance
 
-    def run(self) -> Results:
-        """All models, all shapes."""
-        self._advance("engine alone")
+    def engines_alone(self) -> dict[str, EngineAlone]:
+        """Every model's engine."""
+        self._advance("engines alone")
         found = python("bench.engine", 2 * self._seconds, *self._flags)
-        engines = {name: engine_alone(costs) for name, costs in found.items()}
+        return {name: engine_alone(costs) for name, costs in found.items()}
+
+    def run(self, engines: dict[str, EngineAlone]) -> Results:
+        """Every shape on each of these models."""
         metrics_port = free_port()
         with self._server(metrics_port) as server:
             points = [
@@ -179,8 +196,8 @@ class Bench:
 
 def engine_alone(costs: dict[str, Any]) -> EngineAlone:
     """From what `bench.engine` prints."""
-    microseconds = {int(size): cost for size, cost in costs["microseconds"].items()}
-    return EngineAlone(costs["vocabulary"], costs["state_bytes"], microseconds)
+    cpu, clock = ({int(size): cost for size, cost in costs[name].items()} for name in ("cpu", "clock"))
+    return EngineAlone(costs["vocabulary"], costs["state_bytes"], cpu, clock)
 
 
 def batches(metrics_port: int, model: str) -> tuple[float, float]:
