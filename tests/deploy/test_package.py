@@ -96,6 +96,8 @@ def test_the_install_line_of_the_image_serves_without_torch(
     run("sh", "-c", f"{bin_folder}/{line}", cwd=context)
     assert importable(bin_folder, *HEAVY) == set(HEAVY) - {"torch"}
     with serving(entry_point, stages["cpu"].env, bin_folder, tmp_path) as server:
-        listing = run(bin_folder / "hiddenstate", "models", "--json", "--server", f"localhost:{server.port}", cwd=tmp_path)
+        listing = run(
+            bin_folder / "hiddenstate", "models", "--json", "--server", f"localhost:{server.port}", cwd=tmp_path
+        )
     assert "next-word" in listing.stdout
     assert "next-value" in listing.stdout
