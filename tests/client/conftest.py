@@ -1,12 +1,17 @@
 """What the client's tests share."""
 
+import re
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
-from tests.client.fake import Fake, Serving
-
 from hiddenstate import AsyncClient
+from hiddenstate_models.export import random_bundle
+from tests.client.fake import Fake, Serving
 
 
 @pytest.fixture
@@ -32,3 +37,22 @@ def unused_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real server with random models: next-word, next-value, and weather of two columns."""
+    models = tmp_path_factory.mktemp("served")
+    random_bundle(models, "next-word", seed=1)
+    random_bundle(models, "next-value", seed=3)
+    random_bundle(models, "next-value", name="weather", seed=4, columns=2, targets=[0, 1])
+    command = [str(Path(sys.executable).with_name("hiddenstate-server")), "--models", str(models)]
+    command += ["--port", "0", "--metrics-port", "0", "--host", "127.0.0.1", "--log-level", "warning"]
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:  # noqa: S603
+        while not (found := re.search(r"ready on \S+:(\d+)", log.read_text())):
+            if process.poll() is not None:
+                pytest.fail(f"the server did not start:\n{log.read_text()}")
+            time.sleep(0.05)
+        yield f"127.0.0.1:{found[1]}"
+        process.terminate()
