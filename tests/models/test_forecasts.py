@@ -3,9 +3,9 @@ import pytest
 from scipy import stats
 
 from hiddenstate_models.baselines.forecasts import (
+    DEGREES_OF_FREEDOM,
     error_scales,
     find_period,
-    gaussian_surprises,
     persistence,
     seasonal_naive,
 )
@@ -41,12 +41,12 @@ def test_finds_no_period_where_there_is_none() -> None:
 def test_scales_know_only_earlier_errors() -> None:
     values = np.array([1.0, 2.0, 4.0, 4.0, 9.0])
     scales = error_scales(values, persistence(values))
-    np.testing.assert_allclose(scales, [NAN, NAN, NAN, np.sqrt(5 / 2), np.sqrt(5 / 3)])
-    surprises = gaussian_surprises(values, persistence(values), scales)
-    np.testing.assert_allclose(surprises[3:], -stats.norm.logpdf(values[3:], [4, 4], scales[3:]))
+    deviation = stats.t(df=DEGREES_OF_FREEDOM).expect(abs)
+    np.testing.assert_allclose(scales, np.array([NAN, NAN, NAN, 3 / 2, 3 / 3]) / deviation)
 
 
-def test_standing_still_is_not_infinitely_likely() -> None:
-    values = np.full(10, 5.0)
-    surprises = gaussian_surprises(values, persistence(values), error_scales(values, persistence(values)))
-    assert np.isfinite(surprises[3:]).all()
+def test_scales_after_standing_still() -> None:
+    values = np.array([5.0] * 9 + [15.0])
+    scales = error_scales(values, persistence(values))
+    assert (scales[3:] > 0).all()
+    assert np.isnan(error_scales(values[:9], persistence(values[:9]))).all()

@@ -8,6 +8,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 LONGEST_PERIOD = 2000
+DEGREES_OF_FREEDOM = 3.0
+"""Of the distribution around a forecast; errors have heavy tails."""
+_MEAN_DEVIATION = 2 * math.sqrt(3) / math.pi
+"""Mean absolute deviation of Student's t with these degrees of freedom and scale 1."""
 _LEAST_CORRELATION = 0.2
 _OUTLIER = 5.0
 
@@ -50,23 +54,20 @@ def find_period(values: Floats) -> int | None:
 
 
 def error_scales(values: Floats, forecasts: Floats) -> Floats:
-    """Root mean square of a forecast's errors before each value: the scale of its Gaussian; NaN before the first two.
+    """Scales of the Student's t that a forecast is given before each value, by its mean absolute error so far.
 
-    Never less than 1e-9 of the largest value, or standing still would be infinitely likely.
+    NaN before the first two errors, and never less than a hundredth of what the whole series would give: the forecast
+    is spared the surprise of a series that stands still first, although it could not know.
     """
-    errors = values - forecasts
+    errors = np.abs(values - forecasts)
     known = ~np.isnan(errors)
-    squares, counts = np.cumsum(np.where(known, errors, 0) ** 2), np.cumsum(known)
-    floor = 1e-9 * float(np.nanmax(np.abs(values), initial=0.0)) or 1e-9
+    sums, counts = np.cumsum(np.where(known, errors, 0)), np.cumsum(known)
     scales = np.full(len(values), np.nan)
-    scales[1:] = np.where(counts[:-1] > 1, np.sqrt(squares[:-1] / np.maximum(counts[:-1], 1)).clip(floor), np.nan)
+    if not known.any() or sums[-1] == 0:
+        return scales
+    means = sums[:-1] / np.maximum(counts[:-1], 1)
+    scales[1:] = np.where(counts[:-1] > 1, means.clip(sums[-1] / counts[-1] / 100), np.nan) / _MEAN_DEVIATION
     return scales
-
-
-def gaussian_surprises(values: Floats, forecasts: Floats, scales: Floats) -> Floats:
-    """Negative log-likelihood in nats of values [N] under Gaussians; NaN where anything is missing."""
-    surprises: Floats = ((values - forecasts) / scales) ** 2 / 2 + np.log(scales) + math.log(2 * math.pi) / 2
-    return surprises
 
 
 def _filled(values: Floats) -> Floats:
