@@ -34,6 +34,8 @@ class Host:
         self.limits = limits
         self.metrics = metrics
         self.clock = clock
+        self.wall_offset = time.time_ns() - round(clock() * 1e9)
+        """Nanoseconds since 1970 at the clock's zero."""
         self.models: list[ServedModel] = []
         self.directory = Directory()
         self.streams: dict[int, Stream] = {}
@@ -160,8 +162,9 @@ class Host:
     ) -> None:
         wrong = model.info.wrong_kind(inputs)
         if wrong is not None:
-            for index, handle in enumerate(model.table.handle[rows].tolist()):
-                self._refuse(stream, wrong, handle, 0 if steps is None else max(0, int(steps[index])))
+            refused = model.table.accepted[rows] + 1 if steps is None else np.maximum(steps, 0)
+            for handle, step in zip(model.table.handle[rows].tolist(), refused.tolist(), strict=True):
+                self._refuse(stream, wrong, handle, step)
         elif isinstance(inputs, list):
             assert model.info.text is not None
             model.observe(stream, rows, steps, model.info.text.tokens(inputs), WORDS, now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -24,10 +23,9 @@ Position = tuple[int, str]
 def session(host: Host, place: Place) -> pb.Session:
     """One live session."""
     model, row = place
-    table, now = model.table, host.clock()
+    table, wall = model.table, host.wall_offset
     lease, last_use = float(table.lease[row]), float(table.last_use[row])
     ends = min(last_use + lease, float(table.detached_at[row]) + host.limits.detach_timeout)
-    wall = time.time_ns() - round(now * 1e9)
     message = pb.Session(
         id=table.ids[row],
         model=model.info.name,

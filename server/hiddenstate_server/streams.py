@@ -62,6 +62,8 @@ class Stream:
         self._opened: list[pb.Opened] = []
         self._closed: list[bytes] = []
         self._leases: list[bytes] = []
+        self._due = False
+        self._taken = 0
         self._sender: asyncio.Future[None] | None = None
         self._reader: asyncio.Future[None] | None = None
 
@@ -129,7 +131,8 @@ class Stream:
     # the two coroutines of a stream
 
     def wake(self) -> None:
-        """Lets the sending coroutine look again."""
+        """Has what waits sent, or the end noticed."""
+        self._due = True
         if self._sender is not None and not self._sender.done():
             self._sender.set_result(None)
 
@@ -139,9 +142,9 @@ class Stream:
         self.wake()
 
     async def sendable(self) -> bool:
-        """Waits for something to send; False when the stream is over and everything is sent."""
-        while not self.unsent:
-            if self.backlog == 0 and (self.read_all or self.ending is not None):
+        """Waits until something is due to be sent; False when the stream is over and everything is sent."""
+        while not (self._due and self.unsent):
+            if self.unsent == 0 and self.backlog == 0 and (self.read_all or self.ending is not None):
                 return False
             await self._sleep_sender()
         return True
@@ -186,7 +189,8 @@ class Stream:
         for _ in range(min(len(self._faults), _REPLY_FAULTS)):
             response.faults.append(self._faults.popleft())
             entries += 1
-        self._unsent_now = rows + entries
+        self._due = bool(self._parts or self._faults)
+        self._taken = rows + entries
         return response, parts, rows
 
     def _take_parts(self) -> list[Part]:
@@ -200,7 +204,7 @@ class Stream:
     def sent(self, parts: Iterable[Part], rows: int, now: float) -> None:
         """The transport has taken the reply of the last `take`."""
         self.backlog -= rows
-        self.unsent -= self._unsent_now
+        self.unsent -= self._taken
         for part in parts:
             if not part.peeked:
                 part.observe_latency(now - part.received)

@@ -9,14 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
-from hiddenstate_models.export import random_bundle
+from tests.server.wire import Wire
 
+from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server.host import Host
-from hiddenstate_server.repository import load_models
+from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.worker import Worker
-from tests.server.wire import Wire
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_bundle(folder, "next-value", seed=3)
     random_bundle(folder, "next-value", name="weather", seed=4, columns=2, targets=[0, 1])
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(bundles: Path) -> list[LoadedModel]:
+    """The models of `bundles`, loaded once: runtimes keep nothing of a session."""
+    return load_models(Settings(models=bundles, max_batch=64))
 
 
 class Serving:
@@ -52,7 +58,7 @@ class Serving:
     async def settled(self, holds: Callable[[Host], object]) -> None:
         """Waits until something is true of the host."""
         async with asyncio.timeout(60):
-            while not holds(self.host):
+            while not holds(self.host):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
@@ -60,13 +66,12 @@ Serve = Callable[..., Awaitable[Serving]]
 
 
 @pytest.fixture
-async def serve(bundles: Path) -> AsyncIterator[Serve]:
+async def serve(loaded: list[LoadedModel]) -> AsyncIterator[Serve]:
     """Starts servers; keyword arguments are settings. They must leave their hosts in order."""
     running: list[tuple[Serving, asyncio.Task[None]]] = []
 
     async def start(**settings: Any) -> Serving:
-        chosen = Settings(**({"models": bundles, "max_batch": 64, "metrics_port": 0} | settings))
-        worker = Worker(chosen, load_models(chosen))
+        worker = Worker(Settings(**({"metrics_port": 0, "max_sessions": 10_000} | settings)), loaded)
         port = await worker.start(["127.0.0.1:0"])
         serving = Serving(worker, port)
         running.append((serving, asyncio.create_task(worker.run())))

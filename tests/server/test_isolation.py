@@ -10,11 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from hiddenstate_models.export import random_bundle
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.server import wire
+from tests.server.doubles import WORDS, Clock, MixingWords
 
+from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.host import Host
 from hiddenstate_server.limits import Limits
@@ -24,8 +26,6 @@ from hiddenstate_server.repository import load_models
 from hiddenstate_server.runtimes import Outputs, Runtime
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.streams import Stream
-from tests.server import wire
-from tests.server.doubles import WORDS, Clock, MixingWords
 
 TOKENS = 12
 CAPACITY = 6
@@ -210,9 +210,7 @@ class Interleavings(RuleBasedStateMachine):
         if told.holder is not None:
             self.collect(told.holder)
             del told.holder.sessions[told.handle]
-        self.host.receive(
-            client.stream, wire.opening([handle], "", ids=[name], mode=pb.OPEN_MODE_RESUME)
-        )
+        self.host.receive(client.stream, wire.opening([handle], "", ids=[name], mode=pb.OPEN_MODE_RESUME))
         client.sessions[handle] = name
         told.holder, told.handle, told.closing, told.due = client, handle, False, []
         self.collect(client)

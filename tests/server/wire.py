@@ -41,9 +41,7 @@ def opening(
     if lease is not None:
         timeout = duration_pb2.Duration()
         timeout.FromNanoseconds(round(lease * 1e9))
-    frame = pb.Open(
-        handles=u4(handles), model=model, version=version, session_ids=ids, mode=mode, idle_timeout=timeout
-    )
+    frame = pb.Open(handles=u4(handles), model=model, version=version, session_ids=ids, mode=mode, idle_timeout=timeout)
     return pb.StreamRequest(open=frame)
 
 
@@ -219,7 +217,7 @@ class Wire(Replies):
         for frame in frames:
             await self.call.write(frame)
 
-    async def until(self, holds: Callable[["Wire"], object]) -> None:
+    async def until(self, holds: Callable[[Wire], object]) -> None:
         """Waits until `holds` is true of this stream; fails if it ends before."""
         async with asyncio.timeout(60), self._changed:
             while not holds(self):

@@ -1,0 +1,82 @@
+"""ONNX Runtime and torch agree, and a row does not depend on its batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hiddenstate_models.bundle import Bundle
+
+from hiddenstate_server.engine import BATCH_SIZES, calibrated_batch
+from hiddenstate_server.repository import LoadedModel, load_models
+from hiddenstate_server.runtimes import Runtime
+from hiddenstate_server.settings import Settings
+
+
+def inputs_of(model: LoadedModel, steps: int, rows: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if model.info.text is not None:
+        return rng.integers(0, len(model.info.text.vocabulary), (steps, rows))
+    return rng.normal(20, 5, (steps, rows, len(model.info.columns)))
+
+
+def run(runtime: Runtime, inputs: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    _, state = runtime.initial()
+    states = np.repeat(state, inputs.shape[1], axis=0)
+    seen = []
+    for row in inputs:
+        outputs, states = runtime.step(row, states)
+        seen.append((*outputs, states))
+    return seen
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_row_is_the_same_alone_and_in_a_batch(loaded: list[LoadedModel], index: int) -> None:
+    model = loaded[index]
+    inputs = inputs_of(model, 5, 33)
+    together = run(model.runtime, inputs)
+    for row in (0, 16, 32):
+        for one, all_ in zip(run(model.runtime, inputs[:, row : row + 1]), together, strict=True):
+            for alone, column in zip(one, all_, strict=True):
+                np.testing.assert_allclose(alone[0], column[row], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_torch_agrees_with_onnx(loaded: list[LoadedModel], bundles: Path, index: int) -> None:
+    from hiddenstate_server.runtimes.torch import TorchRuntime
+
+    model = loaded[index]
+    torch = TorchRuntime(
+        Bundle.load(bundles / model.info.name / model.info.version), top_k=5, device="cpu"
+    )
+    inputs = inputs_of(model, 5, 9)
+    for ours, theirs in zip(run(torch, inputs), run(model.runtime, inputs), strict=True):
+        for left, right in zip(ours, theirs, strict=True):
+            assert left.dtype == right.dtype
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
+
+
+def test_cuda_agrees_with_onnx(loaded: list[LoadedModel], bundles: Path) -> None:
+    from hiddenstate_server.runtimes.torch import TorchRuntime, cuda_available
+
+    if not cuda_available():
+        pytest.skip("there is no CUDA device here")
+    for model in loaded:
+        bundle = Bundle.load(bundles / model.info.name / model.info.version)
+        torch = TorchRuntime(bundle, top_k=5, device="cuda")
+        for rows in (1, 3, 64, 3000):
+            inputs = inputs_of(model, 3, rows)
+            for ours, theirs in zip(run(torch, inputs), run(model.runtime, inputs), strict=True):
+                for left, right in zip(ours, theirs, strict=True):
+                    np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-3)
+
+
+def test_torch_can_be_asked_for(bundles: Path) -> None:
+    models = load_models(Settings(models=bundles, runtime="torch", max_batch=8))
+    assert {model.runtime.description.split()[0] for model in models} == {"torch"}
+
+
+def test_calibration_chooses_a_batch_size(loaded: list[LoadedModel]) -> None:
+    model = loaded[0]
+    example = np.zeros((1, *model.info.empty_input.shape[1:]), model.info.empty_input.dtype)
+    assert calibrated_batch(model.runtime, example, target=1e9) == BATCH_SIZES[-1]
+    assert calibrated_batch(model.runtime, example, target=0.0) == BATCH_SIZES[0]
