@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.client.fake import Fake, Serving
+
 from hiddenstate import AsyncClient
 from hiddenstate_models.export import random_bundle
-from tests.client.fake import Fake, Serving
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("hiddenstate-server")), "--models", str(models)]
     command += ["--port", "0", "--metrics-port", "0", "--host", "127.0.0.1", "--log-level", "warning"]
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:  # noqa: S603
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         while not (found := re.search(r"ready on \S+:(\d+)", log.read_text())):
             if process.poll() is not None:
                 pytest.fail(f"the server did not start:\n{log.read_text()}")

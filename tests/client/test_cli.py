@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+
 from hiddenstate import Client
 
 COMMAND = str(Path(sys.executable).with_name("hiddenstate"))
@@ -26,7 +27,7 @@ def run(
     environment: dict[str, str], *arguments: str, stdin: str = "", code: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """The finished command, after a look at how it ended."""
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [COMMAND, *arguments], input=stdin, env=environment, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == code, done.stderr
@@ -52,12 +53,16 @@ def test_sessions(environment: dict[str, str], server: str) -> None:
 
 
 def test_type_line_by_line(environment: dict[str, str], server: str) -> None:
-    text = "The w3, unheard\n\nw4\n"
+    with Client(server) as client:
+        vocabulary = client.model("next-word").vocabulary
+    assert vocabulary is not None
+    first, second = [word for word in vocabulary.words if re.fullmatch(r"w\d+", word)][:2]
+    text = f"The {first}, unheard\n\n{second}\n"
     lines = run(environment, "type", stdin=text).stdout.splitlines()
     assert re.split(r"  +", lines[0]) == ["word", "surprise", "expected next"]
-    assert [line.split()[0] for line in lines[1:6]] == ["the", "w3", ",", "unheard", "w4"]
+    assert [line.split()[0] for line in lines[1:6]] == ["the", first, ",", "unheard", second]
     with Client(server) as client, client.session("next-word") as session:
-        words = session.observe_many(["the", "w3", ",", "unheard", "<eos>", "<eos>", "w4"])
+        words = session.observe_many(["the", first, ",", "unheard", "<eos>", "<eos>", second])
         assert lines[1].split()[1] == f"{words[0].surprise:.2f}"
         assert lines[5].split()[2] == words[-1].top[0][0]
         counted = [words[i].surprise for i in (0, 1, 2, 3, 6)]
@@ -126,7 +131,7 @@ def test_errors_are_one_sentence(environment: dict[str, str], unused_port: int, 
     assert "takes numbers" in failing(environment, "type", "--model", "next-value", stdin="word\n")
     assert "No such file" in failing(environment, "watch", str(tmp_path / "missing.csv"))
     assert failing(environment, "watch") == "the input has no values"
-    assert "takes 2 columns together" in failing(environment, "watch", "--model", "weather", stdin="1,2\n3,4\n-c 1")
+    assert "takes 2 columns together" in failing(environment, "watch", "-c", "1", "--model", "weather", stdin="1,2\n")
     assert "cannot be drawn" in failing(environment, "watch", "--plot", str(tmp_path / "x.nix"), stdin="1\n2\n")
     assert run(environment, "watch", "--level", "1.5", code=2).stderr
     assert run(environment, "--version").stdout.startswith("hiddenstate ")
@@ -139,7 +144,7 @@ def test_plot_without_matplotlib(environment: dict[str, str], tmp_path: Path) ->
 
 
 def test_lines_are_answered_as_they_come_and_ctrl_c_ends_with_the_summary(environment: dict[str, str]) -> None:
-    with subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(
         [COMMAND, "watch"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -163,7 +168,7 @@ def test_lines_are_answered_as_they_come_and_ctrl_c_ends_with_the_summary(enviro
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(environment: dict[str, str]) -> None:
-    with subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(
         [COMMAND, "watch"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -208,6 +213,7 @@ def test_type_in_a_terminal(environment: dict[str, str]) -> None:
     terminal.expect("perplexity")
     terminal.process.send("\x7f\x7f\x7f\x7f\x7f\x7f")  # back over a word that was observed
     terminal.process.send("\r")
+    terminal.expect("›.*%")  # the next line
     terminal.process.send("\x04")
     summary = terminal.expect(r"(\d+) words?.*, perplexity [\d.]+")
     assert int(summary[1]) >= 1

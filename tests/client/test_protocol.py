@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from google.rpc import code_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.client.fake import Fake, Held, status
+
 from hiddenstate.errors import (
     AnswersLost,
     HiddenstateError,
@@ -15,9 +19,6 @@ from hiddenstate.errors import (
 )
 from hiddenstate.protocol import Call, Kind, Observing, Protocol, Session
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tests.client.fake import Fake, Held, status
 
 
 class Wire:
@@ -111,9 +112,7 @@ def test_wide_rows_are_cut_to_the_size_of_a_message() -> None:
     protocol = Protocol()
     _, (session,) = protocol.open("wide", ["w"])
     protocol.frames(0.0)
-    protocol.receive(
-        pb.StreamResponse(opened=[pb.Opened(handles=b"\0" * 4, session_ids=["w"], steps=b"\0" * 8)]), 0.0
-    )
+    protocol.receive(pb.StreamResponse(opened=[pb.Opened(handles=b"\0" * 4, session_ids=["w"], steps=b"\0" * 8)]), 0.0)
     protocol.observe(session, np.zeros((5000, 100)))
     frames = protocol.frames(0.0)
     assert len(frames) == 2

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from importlib.resources import files
 
-import hiddenstate
 import pytest
+
+import hiddenstate
 from hiddenstate import errors
 
 
@@ -53,5 +54,5 @@ def test_import_is_light() -> None:
     """What takes long to import is imported where it is needed."""
     heavy = "{'grpc', 'rich', 'typer', 'prompt_toolkit', 'matplotlib', 'torch', 'onnxruntime', 'scipy'}"
     program = f"import sys, hiddenstate; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

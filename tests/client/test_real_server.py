@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 import pytest
+
 from hiddenstate import (
     AsyncClient,
     Client,

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from hiddenstate import InvalidInput
 from hiddenstate.cli.series import Reader
 

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from hiddenstate import InvalidInput
 from hiddenstate.student_t import half_width, quantile
-from scipy import stats
 
 DEGREES = np.concatenate([np.linspace(2.001, 10, 120), np.geomspace(10, 1e9, 80), [math.inf]])
 TAILS = np.geomspace(1e-4, 0.499, 25)

@@ -31,9 +31,17 @@ Timeout = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
+
+class _Console(Console):
+    """Rich's console, which leaves a broken pipe to `plain_errors`."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 # a table written into a file or a pipe need not fit a screen
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False)
+out = _Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+err = _Console(stderr=True, highlight=False)
 
 _MOST_LINES = 1024
 

@@ -129,8 +129,8 @@ class Follower:
             self.prediction = prediction
 
     def last(self) -> tuple[str, float] | None:
-        """The last observed word and its surprise."""
-        return (self._fed[-1], self._surprises[-1]) if self._fed else None
+        """The last observed word of this line and its surprise."""
+        return (self._fed[-1], self._surprises[-1]) if len(self._fed) > self._earlier else None
 
     def score(self) -> Score:
         """Of all words; ends of lines are not counted."""
