@@ -198,8 +198,8 @@ class Terminal:
         """Waits for text, colours left out."""
         while self.process.expect([pattern, re.escape("\x1b[6n")]) == 1:
             self.process.send("\x1b[5;1R")
-        match: re.Match[str] = self.process.match
-        return match
+        assert isinstance(self.process.match, re.Match)
+        return self.process.match
 
 
 def test_type_in_a_terminal(environment: dict[str, str]) -> None:
