@@ -58,7 +58,7 @@ class Serving:
     async def settled(self, holds: Callable[[Host], object]) -> None:
         """Waits until something is true of the host."""
         async with asyncio.timeout(60):
-            while not holds(self.host):  # noqa: ASYNC110
+            while not holds(self.host):
                 await asyncio.sleep(0.01)
 
 

@@ -6,11 +6,11 @@ import asyncio
 
 import grpc
 from google.rpc import code_pb2
-
-from hiddenstate_proto import hiddenstate_pb2 as pb
 from tests.server.conftest import Serve
 from tests.server.doubles import Clock, MixingWords, make_host
 from tests.server.wire import Replies, opening, peek, texts, values, words
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
 
 
 def assert_exhausted(replies: Replies, reason: str, count: int) -> None:

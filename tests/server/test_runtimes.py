@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hiddenstate_models.bundle import Bundle
 
+from hiddenstate_models.bundle import Bundle
 from hiddenstate_server.engine import BATCH_SIZES, calibrated_batch
 from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.runtimes import Runtime
@@ -45,9 +45,7 @@ def test_torch_agrees_with_onnx(loaded: list[LoadedModel], bundles: Path, index:
     from hiddenstate_server.runtimes.torch import TorchRuntime
 
     model = loaded[index]
-    torch = TorchRuntime(
-        Bundle.load(bundles / model.info.name / model.info.version), top_k=5, device="cpu"
-    )
+    torch = TorchRuntime(Bundle.load(bundles / model.info.name / model.info.version), top_k=5, device="cpu")
     inputs = inputs_of(model, 5, 9)
     for ours, theirs in zip(run(torch, inputs), run(model.runtime, inputs), strict=True):
         for left, right in zip(ours, theirs, strict=True):

@@ -1,0 +1,276 @@
+"""The real command: ready line, exit codes, drain by SIGTERM, several workers, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from tests.server.wire import Wire, opening, values, words
+
+from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
+
+COMMAND = str(Path(sys.executable).with_name("hiddenstate-server"))
+
+
+class Process:
+    """A running server."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, metrics_port: int) -> None:
+        self.process, self.port, self.metrics_port = process, port, metrics_port
+        self.channels: list[grpc.aio.Channel] = []
+
+    def channel(self) -> grpc.aio.Channel:
+        """A connection of its own."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self.channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options))
+        return self.channels[-1]
+
+    def wire(self) -> Wire:
+        """A stream on a connection of its own."""
+        return Wire(pb_grpc.HiddenStateServiceStub(self.channel()))
+
+    async def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return await self.exit_code()
+
+    async def exit_code(self) -> int:
+        async with asyncio.timeout(60):
+            return await self.process.wait()
+
+    async def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """What is scraped, by name and labels."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode())
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+Start = Callable[..., Awaitable[Process]]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+async def start(bundles: Path) -> AsyncIterator[Start]:
+    """Starts the command with flags, and ends what is left of it."""
+    running: list[Process] = []
+
+    async def run(*flags: str) -> Process:
+        metrics_port = free_port()
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "--models", str(bundles), "--host", "127.0.0.1", "--port", "0", "--max-batch", "32",
+            "--metrics-port", str(metrics_port), "--log-format", "json", *flags,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        async with asyncio.timeout(120):
+            line = (await process.stdout.readline()).decode()
+        match = re.search(r"ready on 127\.0\.0\.1:(\d+), serving next-value/1 .*next-word/2", line)
+        assert match, line
+        running.append(Process(process, int(match[1]), metrics_port))
+        return running[-1]
+
+    yield run
+    for server in running:
+        for channel in server.channels:
+            await channel.close()
+        if server.process.returncode is None:
+            server.process.kill()
+            await server.process.wait()
+
+
+async def test_sigterm_drains(start: Start) -> None:
+    server = await start()
+    health = health_pb2_grpc.HealthStub(server.channel())
+    check = health_pb2.HealthCheckRequest(service="next-word")
+    assert (await health.Check(check)).status == health_pb2.HealthCheckResponse.SERVING
+    wire, idle = server.wire(), server.wire()
+    await idle.open([0], "next-word")
+    rows = 16_000
+    await wire.send(opening([0], "next-word"), words([0] * rows, [3] * rows))
+    await wire.until(lambda wire: wire.observed)
+    assert len(wire.observed) < rows
+    server.process.send_signal(signal.SIGTERM)
+    while (await health.Check(check)).status == health_pb2.HealthCheckResponse.SERVING:
+        await asyncio.sleep(0.01)
+    await wire.send(opening([1], "next-word"))
+    assert await idle.end() is grpc.StatusCode.UNAVAILABLE
+    assert await wire.end() is grpc.StatusCode.UNAVAILABLE
+    assert [answer.step for answer in wire.observed] == list(range(1, rows + 1))
+    assert wire.reasons == ["DRAINING"]
+    assert wire.faults[0].retry
+    assert await server.exit_code() == 0
+
+
+async def test_drain_ends_at_its_timeout(start: Start) -> None:
+    server = await start("--drain-timeout", "200ms")
+    wire = server.wire()
+    await wire.send(opening([0], "next-word"))
+    await wire.send(*(words([0] * 16_000, [3] * 16_000) for _ in range(4)))
+    await wire.until(lambda wire: wire.observed)
+    assert await server.stop() == 0
+
+
+async def test_metrics(start: Start) -> None:
+    server = await start()
+    wire = server.wire()
+    await wire.open([0, 1, 2], "next-value", lease=3600)
+    await wire.send(values([0, 1, 2], [1, 2, 3]), values([0, 9], [1, 2]))
+    await wire.until(lambda wire: len(wire.observed) == 4)
+    model = frozenset({("model", "next-value"), ("version", "1")})
+    expected = {
+        ("hiddenstate_observations_total", model): 4,
+        ("hiddenstate_predictions_total", model): 4,
+        ("hiddenstate_observation_latency_seconds_count", model): 4,
+        ("hiddenstate_queue_wait_seconds_count", model): 4,
+        ("hiddenstate_batch_size_rows_sum", model): 4,
+        ("hiddenstate_frame_size_rows_sum", frozenset()): 5,
+        ("hiddenstate_errors_total", frozenset({("reason", "HANDLE_UNKNOWN")})): 1,
+        ("hiddenstate_sessions_opened_total", model | {("how", "created")}): 3,
+        ("hiddenstate_live_sessions", model): 3,
+        ("hiddenstate_arena_rows_used", model): 3,
+        ("hiddenstate_arena_rows_free", model): 99_997,
+    }
+    async with asyncio.timeout(30):
+        while not (samples := await server.samples()).items() >= expected.items():
+            await asyncio.sleep(0.1)
+    step_counts = [samples[name, model] for name in ("hiddenstate_step_compute_seconds_count",)]
+    assert step_counts[0] == samples["hiddenstate_batch_size_rows_count", model]
+    bounds = [
+        float(dict(labels)["le"]) for name, labels in samples
+        if name == "hiddenstate_observation_latency_seconds_bucket" and model < labels
+    ]  # fmt: skip
+    assert (min(bounds), sorted(bounds)[-2]) == (50e-6, 5.0)
+    assert any(name == "hiddenstate_build_info" for name, _ in samples)
+    assert sum(value for (name, _), value in samples.items() if name == "hiddenstate_model_info") == 4
+
+
+async def test_several_workers_are_one_server(start: Start) -> None:
+    server = await start("--workers", "2")
+    first = server.wire()
+    await first.open([0], "next-word", ids=["shared"])
+    await first.send(words([0], [3]))
+    await first.until(lambda wire: wire.observed)
+    elsewhere: Wire | None = None
+    async with asyncio.timeout(60):
+        while elsewhere is None:
+            wire = server.wire()
+            await wire.send(opening([0], "", ids=["shared"], mode=pb.OPEN_MODE_RESUME))
+            await wire.until(lambda wire: wire.opened or wire.faults)
+            if wire.faults:
+                elsewhere = wire
+                continue
+            await wire.cancel()
+    assert elsewhere.reasons == ["SESSION_ELSEWHERE"]
+    assert elsewhere.faults[0].retry
+    await elsewhere.send(opening([1, 2], "next-word", ids=["shared", "here"]))
+    await elsewhere.until(lambda wire: len(wire.faults) == 2 and wire.opened)
+    assert elsewhere.reasons[1] == "SESSION_EXISTS"
+
+    stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(server.channel())
+    pages = [await stub.ListSessions(pb.ListSessionsRequest(page_size=1))]
+    pages.append(await stub.ListSessions(pb.ListSessionsRequest(page_size=1, page_token=pages[0].next_page_token)))
+    assert [session.id for page in pages for session in page.sessions] == ["shared", "here"]
+    assert [page.total_size for page in pages] == [2, 2]
+    assert pages[1].next_page_token == ""
+    for name, step in (("shared", 1), ("here", 0)):
+        assert (await stub.GetSession(pb.GetSessionRequest(id=name))).session.step == step
+    with pytest.raises(grpc.aio.AioRpcError, match="no session"):
+        await stub.GetSession(pb.GetSessionRequest(id="nowhere"))
+
+    model = frozenset({("model", "next-word"), ("version", "2")})
+    async with asyncio.timeout(30):
+        while (await server.samples()).get(("hiddenstate_live_sessions", model)) != 2:
+            await asyncio.sleep(0.1)
+    await elsewhere.cancel()
+    assert await server.stop() == 0
+
+
+async def test_a_worker_that_dies_is_replaced(start: Start) -> None:
+    server = await start("--workers", "2")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+
+    def workers() -> set[int]:
+        pids = map(int, children.read_text().split())
+        return {pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()}
+
+    before = workers()
+    assert len(before) == 2
+    os.kill(min(before), signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while len(workers() - before) != 1:
+            await asyncio.sleep(0.1)
+        while True:
+            wire = server.wire()
+            await wire.open([0], "next-word")
+            stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(server.channel())
+            await stub.ListSessions(pb.ListSessionsRequest())
+            samples = await server.samples()
+            if sum(value for (name, _), value in samples.items() if name == "hiddenstate_build_info") == 2:
+                break
+            await asyncio.sleep(0.1)
+    assert await server.stop() == 0
+
+
+async def refusal(*arguments: str, **environment: str) -> str:
+    """What the command says on standard error when it refuses to start."""
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, *arguments, stderr=asyncio.subprocess.PIPE, env=dict(os.environ) | environment
+    )
+    async with asyncio.timeout(60):
+        _, stderr = await process.communicate()
+    assert process.returncode == 2
+    message = stderr.decode()
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_address_in_use(bundles: Path, workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        flags = ["--models", str(bundles), "--host", "127.0.0.1", "--metrics-port", "0", "--workers", workers]
+        assert f"cannot listen on 127.0.0.1:{port}" in await refusal(*flags, "--port", port)
+        flags = [*flags[:-4], "--workers", workers]
+        message = await refusal(*flags, "--port", "0", "--metrics-port", port)
+        assert f"metrics on port {port}" in message
+
+
+async def test_models_that_cannot_be_served(tmp_path: Path, bundles: Path) -> None:
+    assert "does not exist" in await refusal("--models", str(tmp_path / "nothing"))
+    assert "holds no model" in await refusal("--models", str(tmp_path))
+    broken = tmp_path / "next-word" / "1"
+    shutil.copytree(bundles / "next-word" / "1", broken)
+    (broken / "model.safetensors").write_bytes(b"broken")
+    for workers in ("1", "2"):
+        message = await refusal("--models", str(tmp_path), "--port", "0", "--metrics-port", "0", "--workers", workers)
+        assert "model.safetensors" in message
+        assert message.count("\n") == 1
+    assert "no int8 step" in await refusal("--models", str(bundles), "--precision", "int8")
+
+
+async def test_bad_settings() -> None:
+    assert "port" in await refusal("--port", "70000")
+    assert "workers" in await refusal(HIDDENSTATE_WORKERS="many")
+    assert "unrecognized" in await refusal("--prot", "1")
