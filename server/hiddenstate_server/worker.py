@@ -12,8 +12,7 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
@@ -48,7 +47,7 @@ class Worker:
         self._settings = settings
         self._peers = peers or Peers()
         self._work: asyncio.Future[None] | None = None
-        self._health = HealthServicer()
+        self._health = health.aio.HealthServicer()
         self._drained = asyncio.Event()
 
     async def start(self, addresses: Sequence[str], *, share_port: bool = False) -> int:

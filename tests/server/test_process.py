@@ -12,6 +12,7 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -102,7 +103,7 @@ async def start(bundles: Path) -> AsyncIterator[Start]:
 
 async def test_sigterm_drains(start: Start) -> None:
     server = await start()
-    health = health_pb2_grpc.HealthStub(server.channel())
+    health: Any = health_pb2_grpc.HealthStub(server.channel())
     check = health_pb2.HealthCheckRequest(service="next-word")
     assert (await health.Check(check)).status == health_pb2.HealthCheckResponse.SERVING
     wire, idle = server.wire(), server.wire()

@@ -46,7 +46,7 @@ async def test_words_step_by_step(serve: Serve, loaded: list[LoadedModel]) -> No
     await wire.open([4], "next-word", version="1")
     for step, token in enumerate(tokens, 1):
         await wire.send(words([4], [token], [step]))
-        await wire.until(lambda wire, step=step: len(wire.observed) == step)
+        await wire.answered(step)
     expected = alone(loaded, "next-word", list(tokens))
     assert [answer.step for answer in wire.observed] == [1, 2, 3, 4, 5, 6]
     for answer, outputs in zip(wire.observed, expected[1:], strict=True):
@@ -224,7 +224,8 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     status.details[0].Unpack(info)
     assert info.domain == "hiddenstate"
-    return info.reason
+    reason: str = info.reason
+    return reason
 
 
 async def test_expiry_is_told_and_heartbeats_prevent_it(serve: Serve) -> None:
@@ -300,7 +301,9 @@ async def test_sessions_are_listed_in_pages_oldest_first(serve: Serve) -> None:
     await wire.open([30], "next-value", ids=["v"])
     await wire.send(words([3, 3], [1, 2]))
     await wire.until(lambda wire: len(wire.observed) == 2)
-    seen, token, sizes = [], "", []
+    seen: list[pb.Session] = []
+    sizes: list[int] = []
+    token = ""
     while True:
         page = await serving.stub.ListSessions(pb.ListSessionsRequest(page_size=10, page_token=token))
         seen += page.sessions
@@ -328,7 +331,7 @@ async def test_malformed_list_requests(serve: Serve, fields: dict[str, Any]) -> 
 
 
 async def test_health_per_model(serve: Serve) -> None:
-    stub = health_pb2_grpc.HealthStub((await serve()).channel)
+    stub: Any = health_pb2_grpc.HealthStub((await serve()).channel)
     for service in ("", "next-word", "next-value", "hiddenstate.v1.HiddenStateService"):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -337,7 +340,8 @@ async def test_health_per_model(serve: Serve) -> None:
 
 
 async def test_reflection(serve: Serve) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub((await serve()).channel)
+    channel: Any = (await serve()).channel
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     answer = await call.read()
     names = {service.name for service in answer.list_services_response.service}

@@ -72,4 +72,4 @@ def test_unknown_names_in_the_file_are_mistakes(tmp_path: Path) -> None:
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1

@@ -32,7 +32,7 @@ def opening(
     model: str,
     *,
     ids: Sequence[str] = (),
-    mode: pb.OpenMode = pb.OPEN_MODE_CREATE,
+    mode: pb.OpenMode.ValueType = pb.OPEN_MODE_CREATE,
     version: str = "",
     lease: float | None = None,
 ) -> pb.StreamRequest:
@@ -223,6 +223,10 @@ class Wire(Replies):
             while not holds(self):
                 assert not self.ended, f"the stream ended with {self.call!r}"
                 await self._changed.wait()
+
+    async def answered(self, count: int) -> None:
+        """Waits for `count` answers to observations."""
+        await self.until(lambda wire: len(wire.observed) == count)
 
     async def open(self, handles: Sequence[int], model: str, **options: Any) -> None:
         """Opens sessions and waits for the answer."""
