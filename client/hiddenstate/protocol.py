@@ -122,17 +122,20 @@ class Call:
 
     def columns(self) -> Columns:
         """The answers, [rows]; rows that failed are missing."""
-        if len(self.parts) == 1 and len(self.parts[0][0]) == self.rows == 1:
-            return self.parts[0][1]
+        rows = np.arange(self.rows)
         positions = [positions for positions, _ in self.parts]
         answers = [answers for _, answers in self.parts]
-        absent = np.setdiff1d(np.arange(self.rows), np.concatenate(positions or [np.empty(0, np.int64)]))
-        if absent.size:
+        if sum(map(len, positions)) < self.rows:
+            absent = np.setdiff1d(rows, np.concatenate([rows[:0], *positions]))
             positions.append(absent)
             answers.append(Columns.missing(answers[0] if answers else None, absent.size))
+        joined = np.concatenate(positions)
+        columns = Columns.concatenate(answers)
+        if (joined == rows).all():
+            return columns
         order = np.empty(self.rows, np.int64)
-        order[np.concatenate(positions)] = np.arange(self.rows)
-        return Columns.concatenate(answers).take(order)
+        order[joined] = rows
+        return columns.take(order)
 
 
 class Observing(Call):
@@ -585,7 +588,7 @@ class Protocol:
             if fault.handle not in self._stalled:
                 self._stall(session, int(error.metadata["expected"]), now)
         elif error.reason == "STEP_ALREADY_APPLIED":
-            self._on_applied(session, fault.step)
+            self._on_applied(session, fault.step, now)
         elif again and fault.step:
             self._refuse(fault.handle, error)
             self._stall(session, fault.step, now + (error.retry_after or 0.0))
@@ -617,13 +620,14 @@ class Protocol:
                 self._refuse(handle, error)
         self.broken = error
 
-    def _on_applied(self, session: Session, step: int) -> None:
+    def _on_applied(self, session: Session, step: int, now: float) -> None:
         """A step sent again was applied long ago; if its answer was still awaited, it is lost."""
         runs = self._runs(session.handle)
         if runs and runs[0].first <= step < runs[0].first + runs[0].count:
             self._lose(session.handle, runs[0], step - runs[0].first + 1)
             self._set_runs(session.handle, runs)
             self._step[session.handle] = step
+            self._stall(session, step + 1, now)  # answers to later steps may have come before this was known
 
     # what went wrong
 
