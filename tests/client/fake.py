@@ -209,7 +209,7 @@ class Fake(pb_grpc.HiddenStateServiceServicer):
                 refusal = status("STEP_GAP", code_pb2.OUT_OF_RANGE, expected=str(held.step + 1))
             elif step < held.step:
                 refusal = status("STEP_ALREADY_APPLIED", code_pb2.ALREADY_EXISTS, step=str(held.step))
-            elif self.refusals:
+            elif self.refusals and step == held.step + 1:  # a repeat is answered, not refused
                 refusal = self.refusals.pop(0)
             if refusal is not None:
                 response.faults.append(pb.Fault(handle=handle, step=step, status=refusal))
