@@ -126,11 +126,17 @@ def cut(series: Sequence[Floats], rows: int) -> list[Floats]:
 
 
 def value_lanes(
-    series: Sequence[Floats], config: NextValueConfig, *, lanes: int, steps: int, seed: int | None = None
+    series: Sequence[Floats],
+    config: NextValueConfig,
+    *,
+    lanes: int,
+    steps: int,
+    seed: int | None = None,
+    whole: bool = False,
 ) -> Lanes:
     """Series as lanes: each row is the input at its place and, by its target columns, the target one before."""
     documents = [(values[:-1], values[1:, config.targets]) for values in series]
-    return Lanes(documents, lanes=lanes, steps=steps, padding=np.nan, seed=seed)
+    return Lanes(documents, lanes=lanes, steps=steps, padding=np.nan, seed=seed, whole=whole)
 
 
 def scaled_targets(forecast: Forecast, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +148,7 @@ def scaled_targets(forecast: Forecast, targets: Tensor) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def validate(network: NextValueNetwork, series: Sequence[Floats], *, lanes: int = 64) -> dict[str, float]:
     """Scores over whole series, in scaled units: "loss" (nats), "coverage", "relative_error" (persistence is 1)."""
-    data = value_lanes(series, network.config, lanes=lanes, steps=_EVALUATION_STEPS)
+    data = value_lanes(series, network.config, lanes=lanes, steps=_EVALUATION_STEPS, whole=True)
     device = next(network.parameters()).device
     state = network.initial_state(lanes)
     sums = torch.zeros(5, dtype=torch.float64)
