@@ -19,9 +19,8 @@ test: check prometheus ## Set up, run the checks and all tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 check: $(INSTALLED) ## Formatting, lint, types, import contracts, generated code
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --check --quiet . || \
-	  { $(BIN)/ruff format --check . ; echo "Run: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check . || { echo "Run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) && \
