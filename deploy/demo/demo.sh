@@ -4,7 +4,7 @@
 # for what it writes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-text=${TEXT:-deploy/demo/moon.txt}
+text=${TEXT:-deploy/demo/text.txt}
 values=${VALUES:-deploy/demo/weather.csv}
 out=${OUT:-runs/demo}
 mkdir -p "$out"
