@@ -101,6 +101,9 @@ def test_joint_columns_and_chosen_targets(tmp_path: Path) -> None:
     assert record["network"]["targets"] == [1]
     scores = evaluate(tmp_path / "run", [str(tmp_path / "pair.csv")], [], as_json=True)
     assert list(scores) == ["pair"]
+    (tmp_path / "half.csv").write_text("y\n1\n2\n")
+    with pytest.raises(DataError, match=r"half.csv lacks some of the columns x, y that the model reads"):
+        evaluate(tmp_path / "run", [str(tmp_path / "half.csv")], [], as_json=True)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,12 @@ def test_refuses_settings(fields: dict[str, int], message: str) -> None:
         NextValueOptions(**fields)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="no column 'z' to predict; there are x, y"):
         NextValueOptions(targets="z").network(["x", "y"])
+
+
+def test_values_are_not_rounded_by_mixed_precision(tmp_path: Path) -> None:
+    options = TrainingOptions(precision="bf16-mixed")
+    with pytest.raises(ConfigurationError, match="needs --precision 32-true"):
+        commands.train_next_value([str(tmp_path / "a.csv")], [], tmp_path / "run", False, VALUES, options)
 
 
 def test_missing_values_are_read_but_not_scored() -> None:

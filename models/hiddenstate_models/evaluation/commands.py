@@ -92,18 +92,27 @@ def _evaluate_values(source: Path, record: RunRecord | None, files: Sequence[Pat
     fields = record.network if record else Bundle.load(source).config.network
     network = NextValueNetwork(NextValueConfig.from_dict(fields))
     network.load_state_dict(_weights(source))
-    columns = names(record.data["options"]["columns"]) if record else ()
-    layout: Layout = "joint" if network.config.columns > 1 else record.data["options"]["layout"] if record else "auto"
+    columns: Sequence[str] = names(record.data["options"]["columns"]) if record else ()
+    layout: Layout = record.data["options"]["layout"] if record else "auto"
+    if network.config.columns > 1:
+        columns, layout = record.data["columns"] if record else _columns(source), "joint"
     scores: Scores = {}
     every: Scores = {}
     for path in files:
         series = read_series([path], columns=columns, layout=layout)
+        if len(series[0].columns) != network.config.columns:
+            raise DataError(f"{path} lacks some of the columns {', '.join(columns)} that the model reads")
         one = value_scores(network, series)
         every |= one
         scores |= one if len(one) <= _SHOWN else {f"{path.name}, mean of {len(one)} series": averages(one)}
     if len(every) > 1:
         scores["mean of all series"] = averages(every)
     return scores
+
+
+def _columns(source: Path) -> Sequence[str]:
+    values = Bundle.load(source).config.values
+    return values.columns if values else ()
 
 
 def _weights(source: Path) -> dict[str, torch.Tensor]:

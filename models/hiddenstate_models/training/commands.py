@@ -94,6 +94,10 @@ def train_next_value(
 ) -> bool:
     """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from."""
     data, valid, values, options = _told("next-value", folder, resume, data, valid, values, options)
+    if options.precision != "32-true":
+        raise ConfigurationError(
+            "next-value needs --precision 32-true: mixed precision would round the values it reads"
+        )
     fabric = run.make_fabric(options)
     console = Console()
     training, validation = _series(data, valid, values)
