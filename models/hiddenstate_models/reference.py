@@ -70,11 +70,14 @@ class ValueStep(NamedTuple):
 class ReferenceValueStep(nn.Module):
     """Steps rows of a next-value model; a row ends with the last prediction, its location as an offset."""
 
+    targets: Tensor
+
     def __init__(self, network: NextValueNetwork) -> None:
         super().__init__()
         self.network = network
         config = network.config
-        self.targets = list(config.targets)
+        # On the device: copying indices there would break the capture of a CUDA graph.
+        self.register_buffer("targets", torch.tensor(config.targets), persistent=False)
         self.parameters_each = PARAMETERS[config.distribution]
         memory = self.parameters_each * len(self.targets)
         self.sizes = [network.cells.state_size, network.encoder.state_size, memory]

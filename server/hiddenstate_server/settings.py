@@ -58,7 +58,10 @@ class Settings(BaseModel):
     models: Path | None = Field(
         default=None, description="Folder of bundles NAME/VERSION; without it, the models that come with the package."
     )
-    host: str = Field(default="[::]", description="Address to listen on; [::] is every interface, IPv4 and IPv6.")
+    host: str = Field(
+        default="localhost",
+        description="Address to listen on. [::] is every interface: there is no authentication, so mind who reaches it.",
+    )
     port: Port = Field(default=50051, description="Port of the service; 0 takes a free one and prints it.")
     metrics_port: Port = Field(default=9090, description="Port of the Prometheus metrics; 0 switches them off.")
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
