@@ -1,6 +1,7 @@
 """The wheel: what is in it, that the plain install is the SDK alone, and that the image's install line serves."""
 
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -95,6 +96,9 @@ def test_the_install_line_of_the_image_serves_without_torch(
     bin_folder = environment(tmp_path)
     run("sh", "-c", f"{bin_folder}/{line}", cwd=context)
     assert importable(bin_folder, *HEAVY) == set(HEAVY) - {"torch"}
+    weights = list((tmp_path / "venv").glob("lib/*/site-packages/hiddenstate_models/bundles/*/*/model.safetensors"))
+    assert len(weights) == 2
+    assert all(path.stat().st_mode & stat.S_IROTH for path in weights), "the image's user could not read them"
     with serving(entry_point, stages["cpu"].env, bin_folder, tmp_path) as server:
         listing = run(
             bin_folder / "hiddenstate", "models", "--json", "--server", f"localhost:{server.port}", cwd=tmp_path
