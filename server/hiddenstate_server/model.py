@@ -75,7 +75,8 @@ class ModelInfo:
         if self.text is not None:
             invalid = (inputs < 0) | (inputs >= len(self.text.vocabulary))
         else:
-            invalid = np.logical_or.reduce(np.isinf(inputs), axis=1)
+            infinite = np.isinf(inputs)
+            invalid = infinite[:, 0] if infinite.shape[1] == 1 else infinite.any(axis=1)
         return invalid
 
     def refusal(self, value: Any) -> errors.InputInvalid:
@@ -354,6 +355,8 @@ class ServedModel:
         columns += [np.ascontiguousarray(column).tobytes() for column in outputs]
         widths = [len(column) // len(rows) for column in columns]
         peeked = bool(flags[0] & KIND == PEEK)
+        held = flags & HOLD
+        all_done = not held.any()
         for start, end in pairwise(bounds):
             key = int(keys[start])
             stream = self._streams[key >> 1 if worded else key]
@@ -366,7 +369,7 @@ class ServedModel:
                 self.metrics.observed,
             )
             stream.answer(part)
-            if stream.unsent >= RUN_ANSWER_ROWS or not (flags[start:end] & HOLD).all():
+            if all_done or stream.unsent >= RUN_ANSWER_ROWS or not held[start:end].all():
                 stream.wake()
 
     # sessions

@@ -60,7 +60,7 @@ class Settings(BaseModel):
     )
     host: str = Field(
         default="localhost",
-        description="Address to listen on. [::] is every interface: there is no authentication, so mind who reaches it.",
+        description="Address to listen on. [::] is every interface: there is no authentication, mind who reaches it.",
     )
     port: Port = Field(default=50051, description="Port of the service; 0 takes a free one and prints it.")
     metrics_port: Port = Field(default=9090, description="Port of the Prometheus metrics; 0 switches them off.")
