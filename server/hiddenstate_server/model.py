@@ -76,7 +76,7 @@ class ModelInfo:
             invalid = (inputs < 0) | (inputs >= len(self.text.vocabulary))
         else:
             infinite = np.isinf(inputs)
-            invalid = infinite[:, 0] if infinite.shape[1] == 1 else infinite.any(axis=1)
+            invalid = infinite[:, 0] if infinite.shape[1] == 1 else np.logical_or.reduce(infinite, axis=1)
         return invalid
 
     def refusal(self, value: Any) -> errors.InputInvalid:
