@@ -67,7 +67,7 @@ class Vocabulary(nn.Module):
         return F.linear(outputs, self.matrix, self.bias)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed negative log-likelihood in nats of targets [T, B] given outputs [T, B, output], but of IGNORED ones."""
+        """Summed negative log-likelihood in nats of targets [T, B] given outputs [T, B, output], IGNORED ones apart."""
         logits = self(outputs).flatten(0, 1).float()
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
