@@ -19,8 +19,6 @@ PRIOR_STEP = 0.05
 """Expected size of a step, relative to the value, until the series moves for the first time."""
 SMALLEST_UNIT = 1e-30
 LARGEST_RATIO = 1e6
-LARGEST_VALUE = 1e30
-"""Values beyond this magnitude do not fit the float32 state and must be refused before they get here."""
 
 _LEVELS = len(LEVEL_RATES)
 _SPREADS = 1 + _LEVELS

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hiddenstate_models.errors import DataError
-from hiddenstate_models.scaling import LARGEST_VALUE
+from hiddenstate_models.limits import LARGEST_VALUE
 
 Layout = Literal["auto", "columns", "joint", "rows"]
 Floats = npt.NDArray[np.float64]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hiddenstate_models.limits import LARGEST_VALUE
 from hiddenstate_server import errors
 from hiddenstate_server.arena import Arena
 from hiddenstate_server.engine import Engine
@@ -75,8 +76,8 @@ class ModelInfo:
         if self.text is not None:
             invalid = (inputs < 0) | (inputs >= len(self.text.vocabulary))
         else:
-            infinite = np.isinf(inputs)
-            invalid = infinite[:, 0] if infinite.shape[1] == 1 else np.logical_or.reduce(infinite, axis=1)
+            large = np.abs(inputs) > LARGEST_VALUE
+            invalid = large[:, 0] if large.shape[1] == 1 else np.logical_or.reduce(large, axis=1)
         return invalid
 
     def refusal(self, value: Any) -> errors.InputInvalid:
@@ -84,7 +85,9 @@ class ModelInfo:
         if self.text is not None:
             last = len(self.text.vocabulary) - 1
             return errors.InputInvalid(f"token {value} is outside the vocabulary; send 0 to {last}")
-        return errors.InputInvalid("a value is infinite; send a finite number, or NaN for a missing one")
+        return errors.InputInvalid(
+            f"a value is infinite or beyond {LARGEST_VALUE:g}; send a smaller number, or NaN for a missing one"
+        )
 
     def wrong_kind(self, inputs: InputArray | list[str]) -> errors.InputInvalid | None:
         """Why these inputs, words [n], tokens [n] or values [n, columns], are not what the model takes."""

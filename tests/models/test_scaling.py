@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hiddenstate_models.scaling import LARGEST_VALUE, PRIOR_STEP, OnlineScaling, Scaled
+from hiddenstate_models.limits import LARGEST_VALUE
+from hiddenstate_models.scaling import PRIOR_STEP, OnlineScaling, Scaled
 
 NAN = math.nan
 

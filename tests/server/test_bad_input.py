@@ -66,6 +66,7 @@ def observe(**fields: object) -> pb.StreamRequest:
         pytest.param(words([0], [50]), 0, 1, "INPUT_INVALID", id="token beyond the vocabulary"),
         pytest.param(words([0], [-1], [1]), 0, 1, "INPUT_INVALID", id="negative token"),
         pytest.param(values([1], [np.inf]), 1, 1, "INPUT_INVALID", id="infinite value"),
+        pytest.param(values([1], [1e300]), 1, 1, "INPUT_INVALID", id="value beyond what a state can hold"),
         pytest.param(values([2], [[1.0, -np.inf]], [1]), 2, 1, "INPUT_INVALID", id="infinite in one column"),
         pytest.param(values([0], [1.0]), 0, 1, "INPUT_INVALID", id="values for words"),
         pytest.param(words([1], [1]), 1, 1, "INPUT_INVALID", id="tokens for values"),
