@@ -8,6 +8,7 @@ text=${TEXT:-deploy/demo/text.txt}
 values=${VALUES:-deploy/demo/weather.csv}
 out=${OUT:-runs/demo}
 mkdir -p "$out"
+for file in server.log watch.txt; do : >"$out/$file"; done # what an earlier run left would be taken for this one's
 
 title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
@@ -23,7 +24,7 @@ EOF
 )
 export HIDDENSTATE_SERVER=localhost:$port
 
-title "\$ hiddenstate-server --port $port --metrics-port $metrics ${MODELS:+--models $MODELS}"
+title "\$ hiddenstate-server --port $port --metrics-port $metrics${MODELS:+ --models $MODELS}"
 hiddenstate-server --port "$port" --metrics-port "$metrics" ${MODELS:+--models "$MODELS"} >"$out/server.log" 2>&1 &
 server=$!
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
