@@ -1,18 +1,22 @@
 """What the train commands do: read the data, build the network, train, and say what to do next."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 from tokenizers import Tokenizer
+from torch import nn
 
 from hiddenstate_models import text
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.network import NextWordNetwork
 from hiddenstate_models.series import Series, read_series
 from hiddenstate_models.training import run
+from hiddenstate_models.training.loop import Task
 from hiddenstate_models.training.next_value import NextValueOptions, NextValueTask, names
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
 from hiddenstate_models.training.options import TrainingOptions
@@ -38,7 +42,6 @@ def train_next_word(
     """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from."""
     data, valid, words, options = _told("next-word", folder, resume, data, valid, words, options)
     fabric = run.make_fabric(options)
-    console = Console()
     training, validation = _documents(data, valid, words.documents)
     tokenizer_path = folder / "tokenizer.json"
     if resume:
@@ -55,31 +58,14 @@ def train_next_word(
     torch.manual_seed(options.seed)
     network = NextWordNetwork(config)
     task = NextWordTask(corpus, held_out, vocabulary_size, options, words)
-    if fabric.global_rank == 0:
-        unknown = float((corpus.tokens == tokenizer.token_to_id(text.UNKNOWN)).mean())
-        facts = {
-            "documents": len(corpus.starts),
-            "tokens an epoch": task.lanes.steps_per_epoch,
-            "validation tokens": len(held_out.tokens),
-            "vocabulary": f"{vocabulary_size:,} words, {unknown:.2%} of the text unknown",
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "device": f"{fabric.device}, {options.precision}",
-        }
-        console.print(summary_table(facts))
-    finished = run.train(
-        folder,
-        network,
-        task,
-        options,
-        fabric=fabric,
-        console=console,
-        resume=resume,
-        unit="tokens",
-        max_updates=max_updates,
-    )
-    if fabric.global_rank == 0:
-        _farewell(console, folder, finished)
-    return finished
+    unknown = float((corpus.tokens == tokenizer.token_to_id(text.UNKNOWN)).mean())
+    facts = {
+        "documents": len(corpus.starts),
+        "tokens an epoch": task.lanes.steps_per_epoch,
+        "validation tokens": len(held_out.tokens),
+        "vocabulary": f"{vocabulary_size:,} words, {unknown:.2%} of the text unknown",
+    }
+    return _fit(folder, network, task, options, fabric, facts, resume=resume, unit="tokens", max_updates=max_updates)
 
 
 def train_next_value(
@@ -99,7 +85,6 @@ def train_next_value(
             "next-value needs --precision 32-true: mixed precision would round the values it reads"
         )
     fabric = run.make_fabric(options)
-    console = Console()
     training, validation = _series(data, valid, values)
     columns = training[0].columns
     # Series of one value each are of many kinds and share no name.
@@ -111,15 +96,31 @@ def train_next_value(
     torch.manual_seed(options.seed)
     network = NextValueNetwork(config)
     task = NextValueTask([s.values for s in training], [s.values for s in validation], config, options, values)
-    if fabric.global_rank == 0:
-        facts = {
-            "series": len(training),
-            "values an epoch": task.lanes.steps_per_epoch * len(config.targets),
-            "validation series": len(validation),
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "device": f"{fabric.device}, {options.precision}",
-        }
-        console.print(summary_table(facts))
+    facts = {
+        "series": len(training),
+        "values an epoch": task.lanes.steps_per_epoch * len(config.targets),
+        "validation series": len(validation),
+    }
+    return _fit(folder, network, task, options, fabric, facts, resume=resume, unit="values", max_updates=max_updates)
+
+
+def _fit(
+    folder: Path,
+    network: nn.Module,
+    task: Task,
+    options: TrainingOptions,
+    fabric: Fabric,
+    facts: Mapping[str, object],
+    *,
+    resume: bool,
+    unit: str,
+    max_updates: int | None,
+) -> bool:
+    """Says what is about to be learnt, trains, and says what to do next."""
+    console = Console(quiet=fabric.global_rank != 0)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    device = f"{fabric.device}, {options.precision}"
+    console.print(summary_table({**facts, "parameters": parameters, "device": device}))
     finished = run.train(
         folder,
         network,
@@ -128,11 +129,13 @@ def train_next_value(
         fabric=fabric,
         console=console,
         resume=resume,
-        unit="values",
+        unit=unit,
         max_updates=max_updates,
     )
-    if fabric.global_rank == 0:
-        _farewell(console, folder, finished)
+    if finished:
+        console.print(f"Done. Learning curve: {folder}/learning-curve.png. Next: hiddenstate-models export {folder}")
+    else:
+        console.print(f"Stopped and saved. Go on with: --out {folder} --resume")
     return finished
 
 
@@ -194,10 +197,3 @@ def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[
             "or say where documents end with --documents"
         )
     return [d for i, d in enumerate(documents) if (i + 1) % _HELD_OUT], documents[_HELD_OUT - 1 :: _HELD_OUT]
-
-
-def _farewell(console: Console, folder: Path, finished: bool) -> None:
-    if finished:
-        console.print(f"Done. Learning curve: {folder}/learning-curve.png. Next: hiddenstate-models export {folder}")
-    else:
-        console.print(f"Stopped and saved. Go on with: --out {folder} --resume")

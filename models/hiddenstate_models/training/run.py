@@ -92,9 +92,8 @@ def train(
 ) -> bool:
     """Trains in `folder` until done, or until a signal asks to stop: then it saves and returns False."""
     leads = fabric.global_rank == 0
-    quiet = Console(quiet=True)
     screen = ConsoleWatcher(
-        console if leads else quiet,
+        console,
         total_updates=options.epochs * task.lanes.chunks_per_epoch(0),
         epochs=options.epochs,
         unit=unit,
