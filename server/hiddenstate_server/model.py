@@ -303,11 +303,11 @@ class ServedModel:
     def tick(self, now: float) -> RowArray:
         """Takes one batch, steps it and hands answers to the streams; returns rows whose close is due."""
         batch = self.scheduler.take(self.engine.max_batch)
-        kinds = batch.flags & KIND
         self.table.last_use[batch.rows] = now
-        if not kinds.any():
+        if not np.bitwise_or.reduce(batch.flags) & KIND:
             self._step(batch, now)
             return _NO_ROWS
+        kinds = batch.flags & KIND
         for kind, act in ((OBSERVE, self._step), (PEEK, self._peek)):
             mask = kinds == kind
             if mask.any():
@@ -343,10 +343,11 @@ class ServedModel:
     def _deliver(self, rows: RowArray, outputs: Outputs, flags: FlagArray, received: DoubleArray) -> None:
         """Packs answers by stream, and by whether they carry words."""
         keys = self.table.stream[rows]
-        worded = bool((flags & WORDS).any())
+        marks = np.bitwise_or.reduce(flags)
+        worded = bool(marks & WORDS)
         if worded:
             keys = 2 * keys + ((flags & WORDS) > 0)
-        if (keys == keys[0]).all():
+        if len(rows) == 1 or (keys == keys[0]).all():
             bounds = [0, len(rows)]
         else:
             order = np.argsort(keys, kind="stable")
@@ -355,11 +356,9 @@ class ServedModel:
             outputs = each_column(outputs, lambda column: column[order])
             bounds = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist(), len(rows)]
         columns = [handle_bytes(self.table.handle[rows]), step_bytes(self.table.applied[rows])]
-        columns += [np.ascontiguousarray(column).tobytes() for column in outputs]
+        columns += [column.tobytes() for column in outputs]
         widths = [len(column) // len(rows) for column in columns]
         peeked = bool(flags[0] & KIND == PEEK)
-        held = flags & HOLD
-        all_done = not held.any()
         for start, end in pairwise(bounds):
             key = int(keys[start])
             stream = self._streams[key >> 1 if worded else key]
@@ -372,7 +371,7 @@ class ServedModel:
                 self.metrics.observed,
             )
             stream.answer(part)
-            if all_done or stream.unsent >= RUN_ANSWER_ROWS or not held[start:end].all():
+            if not marks & HOLD or stream.unsent >= RUN_ANSWER_ROWS or not (flags[start:end] & HOLD).all():
                 stream.wake()
 
     # sessions

@@ -184,7 +184,7 @@ class Scheduler:
         batch = Batch(rows, self._inputs[slots], self._flags[slots], self._received[slots])
         self.pending[rows] -= 1
         following = self._next[slots]
-        if (following == _NONE).all():
+        if following.max() == _NONE:
             self._tail[rows] = _NONE
         else:
             waits = following != _NONE
