@@ -200,7 +200,7 @@ class Host:
         Handles without a live session become faults.
         """
         rows = stream.lookup(handles)
-        first = int(rows[0])
+        first = rows.item(0)
         if first >= 0:
             model = self._model_of(first)
             local = rows - model.base

@@ -98,7 +98,10 @@ class ModelMetrics:
 
     def observed(self, latencies: NDArray[np.float64]) -> None:
         """Notes answers handed to the transport, seconds since their receipt."""
-        self._latency.add(latencies)
+        if len(latencies) == 1:
+            self._latency.add_one(latencies[0])
+        else:
+            self._latency.add(latencies)
         self._answered += len(latencies)
 
     def fault(self, error: ServerError) -> None:

@@ -65,9 +65,12 @@ class SessionTable:
         self.closing = np.zeros(capacity, np.bool_)
         """A close is queued: nothing more is accepted."""
         self.ids: list[str] = [""] * capacity
+        # Rows from here on were never used: what looks at all sessions need not look at all places.
+        self._ever_used = 0
 
     def start(self, rows: RowArray, ids: Sequence[str], lease: float, now: float) -> None:
         """Fills rows for new sessions."""
+        self._ever_used = max(self._ever_used, int(rows.max()) + 1)
         self.applied[rows] = self.accepted[rows] = 0
         self.last_use[rows] = now
         self.lease[rows] = lease
@@ -99,19 +102,20 @@ class SessionTable:
 
     def expired(self, now: float, detach_timeout: float) -> RowArray:
         """Rows whose lease, or whose time without a stream, has run out."""
-        over = (self.last_use + self.lease <= now) | (self.detached_at + detach_timeout <= now)
-        return np.flatnonzero(over)
+        used = slice(self._ever_used)
+        idle = self.last_use[used] + self.lease[used] <= now
+        return np.flatnonzero(idle | (self.detached_at[used] + detach_timeout <= now))
 
     def least_recently_used(self, count: int) -> RowArray:
         """Up to `count` detached rows, those used longest ago."""
-        detached = np.flatnonzero(np.isfinite(self.detached_at))
+        detached = np.flatnonzero(np.isfinite(self.detached_at[: self._ever_used]))
         if len(detached) <= count:
             return detached
         return detached[np.argpartition(self.last_use[detached], count - 1)[:count]]
 
     def live(self) -> RowArray:
         """Rows that hold sessions."""
-        return np.flatnonzero(self.created)
+        return np.flatnonzero(self.created[: self._ever_used])
 
 
 class Place(NamedTuple):

@@ -134,6 +134,9 @@ class Worker:
                 self._work = loop.create_future()
                 await self._work
                 self._work = None
+                if len(host.streams) > 1:
+                    # What other streams have already sent is read in this turn of the loop and joins the batch.
+                    await asyncio.sleep(0)
             host.tick()
             # Lets the loop read what has come in meanwhile: it is the next batch.
             await asyncio.sleep(0)
