@@ -60,6 +60,8 @@ class Supervisor:
         self._folder = folder
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[int, SpawnProcess] = {}
+        # A worker reports when it is ready, the one that replaces another too: its pipe must stay open.
+        self._reports: dict[int, Connection] = {}
         self._stopping = False
 
     def run(self) -> None:
@@ -67,15 +69,16 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         try:
-            reports = [self._start(worker) for worker in range(self._settings.workers)]
-            self._await_ready(reports)
+            for worker in range(self._settings.workers):
+                self._start(worker)
+            self._await_ready()
             while self._workers:
                 self._watch()
         finally:
             for process in self._workers.values():
                 process.kill()
 
-    def _start(self, worker: int) -> Connection:
+    def _start(self, worker: int) -> None:
         reports, report_to = self._context.Pipe(duplex=False)
         process = self._context.Process(
             target=run_worker, args=(self._settings, worker, self._folder, report_to), name=f"worker-{worker}"
@@ -83,11 +86,11 @@ class Supervisor:
         process.start()
         report_to.close()
         self._workers[worker] = process
-        return reports
+        self._reports[worker] = reports
 
-    def _await_ready(self, reports: list[Connection]) -> None:
+    def _await_ready(self) -> None:
         message = ""
-        for connection in reports:
+        for connection in self._reports.values():
             try:
                 report: _Report = connection.recv()
             except EOFError:
