@@ -176,8 +176,8 @@ class Stream:
         if self._parts:
             parts = self._take_parts()
             rows += sum(len(part.received) for part in parts)
-            for predictions, peeked in _merged(parts):
-                (response.peeked if peeked else response.observed).append(predictions)
+            for group in _mergeable(parts):
+                _add_predictions(response.peeked if group[0].peeked else response.observed, group)
         if self._closed:
             response.closed = b"".join(self._closed)
             rows += len(response.closed) // 4
@@ -212,27 +212,27 @@ class Stream:
             self._reader.set_result(None)
 
 
-def _merged(parts: Sequence[Part]) -> Iterable[tuple[pb.Predictions, bool]]:
+def _mergeable(parts: Sequence[Part]) -> Iterable[Sequence[Part]]:
+    """Parts grouped by the message they can share."""
     if len(parts) == 1:
-        return [(_predictions(parts), parts[0].peeked)]
+        return [parts]
     groups: dict[tuple[bool, tuple[str, ...], int, int], list[Part]] = {}
     for part in parts:
         key = (part.peeked, part.fields, id(part.observe_latency), id(part.vocabulary))
         groups.setdefault(key, []).append(part)
-    return [(_predictions(group), group[0].peeked) for group in groups.values()]
+    return groups.values()
 
 
-def _predictions(parts: Sequence[Part]) -> pb.Predictions:
+def _add_predictions(messages: Any, parts: Sequence[Part]) -> None:
     first = parts[0]
     columns = first.columns
     if len(parts) > 1:
         columns = tuple(b"".join(pieces) for pieces in zip(*(part.columns for part in parts), strict=True))
-    outputs: dict[str, Any] = dict(zip(first.fields, columns[2:], strict=True))
-    predictions = pb.Predictions(handles=columns[0], steps=columns[1], **outputs)
+    outputs = dict(zip(first.fields, columns[2:], strict=True))
+    predictions = messages.add(handles=columns[0], steps=columns[1], **outputs)
     if first.vocabulary:
         words = first.vocabulary
         predictions.top_words.extend(words[token] for token in np.frombuffer(predictions.top_tokens, "<i4").tolist())
-    return predictions
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
