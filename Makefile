@@ -16,7 +16,7 @@ demo: $(INSTALLED) ## Serve the shipped models, stream real text and a real sens
 	@PATH="$(CURDIR)/$(BIN):$$PATH" TEXT="$(TEXT)" VALUES="$(VALUES)" deploy/demo/demo.sh
 
 test: check prometheus ## Set up, run the checks and all tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	@GRPC_VERBOSITY=ERROR $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 check: $(INSTALLED) ## Formatting, lint, types, import contracts, generated code
 	@$(BIN)/ruff check .
