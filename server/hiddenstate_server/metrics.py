@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -197,11 +196,8 @@ def metrics_server(settings: Settings, registry: CollectorRegistry) -> Iterator[
     if settings.metrics_port == 0:
         yield
         return
-    host = settings.host.strip("[]")
-    if host == "::" and not socket.has_dualstack_ipv6():
-        host = "0.0.0.0"  # noqa: S104
     try:
-        server, thread = start_http_server(settings.metrics_port, host, registry)
+        server, thread = start_http_server(settings.metrics_port, settings.socket_host, registry)
     except OSError as error:
         raise StartError(
             f"cannot serve metrics on port {settings.metrics_port}: {error.strerror}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,12 @@ class Settings(BaseModel):
         from hiddenstate_models.bundle import shipped_bundles
 
         return self.models or shipped_bundles()
+
+    @property
+    def socket_host(self) -> str:
+        """The host as plain sockets want it: no brackets, and IPv4 where one socket cannot serve both families."""
+        host = self.host.strip("[]")
+        return "0.0.0.0" if host == "::" and not socket.has_dualstack_ipv6() else host  # noqa: S104
 
     @property
     def limits(self) -> Limits:

@@ -132,10 +132,8 @@ class Supervisor:
 @contextmanager
 def _reserved(settings: Settings) -> Iterator[int]:
     """Holds the port for the workers to share; StartError if another program has it."""
-    host = settings.host.strip("[]")
+    host = settings.socket_host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if host == "::" and not socket.has_dualstack_ipv6():
-        host, family = "0.0.0.0", socket.AF_INET  # noqa: S104
     try:
         # Without SO_REUSEPORT first: with it, another server's port would be shared silently.
         with socket.create_server((host, settings.port), family=family) as probe:
