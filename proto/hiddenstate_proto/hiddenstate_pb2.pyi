@@ -12,7 +12,7 @@ Errors are google.rpc.Status with an ErrorInfo whose domain is "hiddenstate" and
   SESSION_NOT_FOUND      NOT_FOUND            no session ever had this id (or it ended too long ago to know)
   SESSION_EXPIRED        NOT_FOUND            its lease ran out
   SESSION_CLOSED         NOT_FOUND            a client closed it
-  SESSION_EVICTED        NOT_FOUND            the server needed its place
+  SESSION_EVICTED        NOT_FOUND            the server needed its place and has no store to keep it in
   SESSION_EXISTS         ALREADY_EXISTS       an open with an id that is live
   SESSION_TAKEN_OVER     ABORTED              another stream resumed it; this stream's handle is void
   SESSION_ELSEWHERE      UNAVAILABLE          another worker of this server holds it; connect again (+ RetryInfo)
@@ -26,6 +26,12 @@ Errors are google.rpc.Status with an ErrorInfo whose domain is "hiddenstate" and
   INPUT_INVALID          INVALID_ARGUMENT     infinite value, token outside the vocabulary, wrong kind or width
   FRAME_INVALID          INVALID_ARGUMENT     columns of different lengths, no columns, too many rows
   MODEL_NOT_FOUND        NOT_FOUND            metadata `available` lists what is served
+  REWIND_LIMIT           OUT_OF_RANGE         a rewind further back than is kept; metadata `oldest` is the first step
+  SNAPSHOT_INVALID       INVALID_ARGUMENT     forged, truncated, of another tenant, or of another model
+  GENERATION_LIMIT       RESOURCE_EXHAUSTED   too much is being generated                 (+ RetryInfo)
+  STORE_UNAVAILABLE      UNAVAILABLE          the state store does not answer             (+ RetryInfo)
+  UNAUTHENTICATED        UNAUTHENTICATED      the token is missing or unknown
+  PERMISSION_DENIED      PERMISSION_DENIED    for administrators only
   DRAINING               UNAVAILABLE          the server is going away; open elsewhere  (+ RetryInfo)
   INTERNAL               INTERNAL             a fault of the server; the log has the details
 """
@@ -60,7 +66,11 @@ class _OpenModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OpenMode.Val
     OPEN_MODE_CREATE: _OpenMode.ValueType  # 1
     """A new session; an id that is live is refused."""
     OPEN_MODE_RESUME: _OpenMode.ValueType  # 2
-    """A live session, taken over from whichever stream held it."""
+    """A live session, taken over from whichever stream held it, wherever it was: in memory, in the store, on
+    another replica.
+    """
+    OPEN_MODE_RESTORE: _OpenMode.ValueType  # 3
+    """A new session that starts where a snapshot was taken."""
 
 class OpenMode(_OpenMode, metaclass=_OpenModeEnumTypeWrapper):
     """How an open treats an id."""
@@ -70,8 +80,40 @@ OPEN_MODE_UNSPECIFIED: OpenMode.ValueType  # 0
 OPEN_MODE_CREATE: OpenMode.ValueType  # 1
 """A new session; an id that is live is refused."""
 OPEN_MODE_RESUME: OpenMode.ValueType  # 2
-"""A live session, taken over from whichever stream held it."""
+"""A live session, taken over from whichever stream held it, wherever it was: in memory, in the store, on
+another replica.
+"""
+OPEN_MODE_RESTORE: OpenMode.ValueType  # 3
+"""A new session that starts where a snapshot was taken."""
 Global___OpenMode: _TypeAlias = OpenMode  # noqa: Y015
+
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    """Never sent."""
+    DURABILITY_NONE: _Durability.ValueType  # 1
+    """Never."""
+    DURABILITY_BEHIND: _Durability.ValueType  # 2
+    """Soon: the durable steps say up to which one."""
+    DURABILITY_EVERY_STEP: _Durability.ValueType  # 3
+    """Always: answers wait until the step is in the store."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
+    """When an answered observation is safe from the loss of the server."""
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+"""Never sent."""
+DURABILITY_NONE: Durability.ValueType  # 1
+"""Never."""
+DURABILITY_BEHIND: Durability.ValueType  # 2
+"""Soon: the durable steps say up to which one."""
+DURABILITY_EVERY_STEP: Durability.ValueType  # 3
+"""Always: answers wait until the step is in the store."""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 class _Task:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -97,6 +139,34 @@ TASK_NEXT_VALUE: Task.ValueType  # 2
 """The next value of a series."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
+class _Place:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Place.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACE_UNSPECIFIED: _Place.ValueType  # 0
+    """Never sent."""
+    PLACE_ARENA: _Place.ValueType  # 1
+    """In a row of the arena, ready for the next observation."""
+    PLACE_MEMORY: _Place.ValueType  # 2
+    """Packed in memory, on its way to the store."""
+    PLACE_STORE: _Place.ValueType  # 3
+    """In the store alone."""
+
+class Place(_Place, metaclass=_PlaceEnumTypeWrapper):
+    """Where a session is."""
+
+PLACE_UNSPECIFIED: Place.ValueType  # 0
+"""Never sent."""
+PLACE_ARENA: Place.ValueType  # 1
+"""In a row of the arena, ready for the next observation."""
+PLACE_MEMORY: Place.ValueType  # 2
+"""Packed in memory, on its way to the store."""
+PLACE_STORE: Place.ValueType  # 3
+"""In the store alone."""
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
 @_typing.final
 class StreamRequest(_message.Message):
     """One frame from the client."""
@@ -108,6 +178,12 @@ class StreamRequest(_message.Message):
     PEEK_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    REWIND_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
+    GENERATE_FIELD_NUMBER: _builtins.int
+    CANCEL_GENERATE_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    REWARM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___Open:
         """Opens sessions."""
@@ -128,6 +204,30 @@ class StreamRequest(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """Renews leases without an observation."""
 
+    @_builtins.property
+    def rewind(self) -> Global___Rewind:
+        """Takes observations back."""
+
+    @_builtins.property
+    def fork(self) -> Global___Fork:
+        """Copies sessions."""
+
+    @_builtins.property
+    def generate(self) -> Global___Generate:
+        """Starts a free-running continuation of one session."""
+
+    @_builtins.property
+    def cancel_generate(self) -> Global___CancelGenerate:
+        """Stops one."""
+
+    @_builtins.property
+    def export(self) -> Global___Export:
+        """Asks for snapshots."""
+
+    @_builtins.property
+    def rewarm(self) -> Global___Rewarm:
+        """Moves sessions to another version of their model."""
+
     def __init__(
         self,
         *,
@@ -136,12 +236,18 @@ class StreamRequest(_message.Message):
         peek: Global___Peek | None = ...,
         close: Global___Close | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        rewind: Global___Rewind | None = ...,
+        fork: Global___Fork | None = ...,
+        generate: Global___Generate | None = ...,
+        cancel_generate: Global___CancelGenerate | None = ...,
+        export: Global___Export | None = ...,
+        rewarm: Global___Rewarm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "frame", b"frame", "heartbeat", b"heartbeat", "observe", b"observe", "open", b"open", "peek", b"peek"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_generate", b"cancel_generate", "close", b"close", "export", b"export", "fork", b"fork", "frame", b"frame", "generate", b"generate", "heartbeat", b"heartbeat", "observe", b"observe", "open", b"open", "peek", b"peek", "rewarm", b"rewarm", "rewind", b"rewind"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "frame", b"frame", "heartbeat", b"heartbeat", "observe", b"observe", "open", b"open", "peek", b"peek"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_generate", b"cancel_generate", "close", b"close", "export", b"export", "fork", b"fork", "frame", b"frame", "generate", b"generate", "heartbeat", b"heartbeat", "observe", b"observe", "open", b"open", "peek", b"peek", "rewarm", b"rewarm", "rewind", b"rewind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["open", "observe", "peek", "close", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["open", "observe", "peek", "close", "heartbeat", "rewind", "fork", "generate", "cancel_generate", "export", "rewarm"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -153,12 +259,35 @@ class Open(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HANDLES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SHADOW_VERSION_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
     handles: _builtins.bytes
     """uint32 [n]: numbers the client chooses for these sessions on this stream, small ones: at most the
     server's limit of sessions per stream. Usable in the very next frame, without waiting for the answer.
@@ -169,6 +298,8 @@ class Open(_message.Message):
     """Model version; empty for the newest."""
     mode: Global___OpenMode.ValueType
     """How to treat the ids."""
+    shadow_version: _builtins.str
+    """Another version that is fed the same observations; its predictions are only counted in the metrics."""
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: the server makes ids of 128 random bits. Else one per handle (an empty one: made by the server),
@@ -179,6 +310,14 @@ class Open(_message.Message):
     def idle_timeout(self) -> _duration_pb2.Duration:
         """Lease: the session ends when idle for this long. Absent: the server's default; capped by its maximum."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of new sessions, for filters: at most 16, keys and values of at most 64 characters."""
+
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One per handle, for OPEN_MODE_RESTORE; they name the model, so that `model` and `version` may be empty."""
+
     def __init__(
         self,
         *,
@@ -188,10 +327,13 @@ class Open(_message.Message):
         mode: Global___OpenMode.ValueType = ...,
         session_ids: _abc.Iterable[_builtins.str] | None = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        shadow_version: _builtins.str = ...,
+        snapshots: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "idle_timeout", b"idle_timeout", "mode", b"mode", "model", b"model", "session_ids", b"session_ids", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "idle_timeout", b"idle_timeout", "labels", b"labels", "mode", b"mode", "model", b"model", "session_ids", b"session_ids", "shadow_version", b"shadow_version", "snapshots", b"snapshots", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,6 +478,223 @@ class Heartbeat(_message.Message):
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
+class Rewind(_message.Message):
+    """Takes observations back, in order with those around it: afterwards the session is as it was at `steps`, and
+    the next observation has the step after that.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    WITH_WORDS_FIELD_NUMBER: _builtins.int
+    handles: _builtins.bytes
+    """uint32 [n]."""
+    steps: _builtins.bytes
+    """uint64 [n]: the steps to go back to. A step the session has not reached leaves it where it is."""
+    numbers: _builtins.bytes
+    """uint32 [n]: how many times the session has been rewound, this time included. One that is not higher than the
+    server's count has been done already and is only answered. Empty: one more than before.
+    """
+    with_words: _builtins.bool
+    """Answer with words beside the tokens."""
+    def __init__(
+        self,
+        *,
+        handles: _builtins.bytes = ...,
+        steps: _builtins.bytes = ...,
+        numbers: _builtins.bytes = ...,
+        with_words: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "numbers", b"numbers", "steps", b"steps", "with_words", b"with_words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rewind: _TypeAlias = Rewind  # noqa: Y015
+
+@_typing.final
+class Fork(_message.Message):
+    """Copies sessions, in order with the observations around it. Answered by Opened as soon as the copies are as
+    safe as the durability promises.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLES_FIELD_NUMBER: _builtins.int
+    NEW_HANDLES_FIELD_NUMBER: _builtins.int
+    handles: _builtins.bytes
+    """uint32 [n]: the sessions to copy; one may stand in several rows."""
+    new_handles: _builtins.bytes
+    """uint32 [n]: the handles of the copies."""
+    def __init__(
+        self,
+        *,
+        handles: _builtins.bytes = ...,
+        new_handles: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "new_handles", b"new_handles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fork: _TypeAlias = Fork  # noqa: Y015
+
+@_typing.final
+class Generate(_message.Message):
+    """A free-running continuation from where the session is when this is reached; the session does not change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    STOP_TOKENS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    QUANTILES_FIELD_NUMBER: _builtins.int
+    WITH_WORDS_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """The session."""
+    call: _builtins.int
+    """Chosen by the client, to tell answers apart; not in use on this stream."""
+    count: _builtins.int
+    """Steps to generate, from 1 to the server's limit."""
+    temperature: _builtins.float
+    """Words: divides the log-probabilities; 0 always takes the most probable word. Values: multiplies the scale of
+    the distribution; 0 takes its location. Absent: 1.
+    """
+    top_k: _builtins.int
+    """Words: only the most probable so many; 0 for all."""
+    top_p: _builtins.float
+    """Words: only the most probable that together have this probability. Absent: 1."""
+    seed: _builtins.int
+    """Same seed, same state, same arguments: same continuation. Absent: one is drawn."""
+    paths: _builtins.int
+    """Values: how many paths are sampled, 1 to the server's limit; 0 for 1, or for 256 if quantiles are asked for."""
+    with_words: _builtins.bool
+    """Answer with words beside the tokens."""
+    @_builtins.property
+    def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Words: ends after one of these tokens."""
+
+    @_builtins.property
+    def quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Values: answer with these quantiles of the paths, each above 0 and below 1, instead of the paths."""
+
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        call: _builtins.int = ...,
+        count: _builtins.int = ...,
+        temperature: _builtins.float | None = ...,
+        top_k: _builtins.int = ...,
+        top_p: _builtins.float | None = ...,
+        seed: _builtins.int | None = ...,
+        stop_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        paths: _builtins.int = ...,
+        quantiles: _abc.Iterable[_builtins.float] | None = ...,
+        with_words: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "call", b"call", "count", b"count", "handle", b"handle", "paths", b"paths", "quantiles", b"quantiles", "seed", b"seed", "stop_tokens", b"stop_tokens", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "with_words", b"with_words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___Generate: _TypeAlias = Generate  # noqa: Y015
+
+@_typing.final
+class CancelGenerate(_message.Message):
+    """Stops a continuation; it is answered as done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    call: _builtins.int
+    """As in Generate."""
+    def __init__(
+        self,
+        *,
+        call: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelGenerate: _TypeAlias = CancelGenerate  # noqa: Y015
+
+@_typing.final
+class Export(_message.Message):
+    """Asks for signed snapshots, in order with the observations around it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLES_FIELD_NUMBER: _builtins.int
+    handles: _builtins.bytes
+    """uint32 [n]."""
+    def __init__(
+        self,
+        *,
+        handles: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Export: _TypeAlias = Export  # noqa: Y015
+
+@_typing.final
+class Rewarm(_message.Message):
+    """Moves sessions to another version of their model, by feeding it the observations that are kept. Answered by
+    Opened. Steps stay as they are.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    handles: _builtins.bytes
+    """uint32 [n]."""
+    version: _builtins.str
+    """The version; empty for the newest."""
+    def __init__(
+        self,
+        *,
+        handles: _builtins.bytes = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rewarm: _TypeAlias = Rewarm  # noqa: Y015
+
+@_typing.final
 class StreamResponse(_message.Message):
     """One frame from the server: at most one a tick, with everything that became ready for this stream."""
 
@@ -347,6 +706,9 @@ class StreamResponse(_message.Message):
     CLOSED_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
+    REWOUND_FIELD_NUMBER: _builtins.int
+    GENERATED_FIELD_NUMBER: _builtins.int
+    EXPORTED_FIELD_NUMBER: _builtins.int
     closed: _builtins.bytes
     """uint32 [n]: handles of sessions closed on request."""
     @_builtins.property
@@ -369,6 +731,18 @@ class StreamResponse(_message.Message):
     def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fault]:
         """What went wrong, a session at a time; the stream goes on."""
 
+    @_builtins.property
+    def rewound(self) -> _containers.RepeatedCompositeFieldContainer[Global___Predictions]:
+        """Current predictions of sessions that were rewound."""
+
+    @_builtins.property
+    def generated(self) -> _containers.RepeatedCompositeFieldContainer[Global___Generated]:
+        """Pieces of continuations."""
+
+    @_builtins.property
+    def exported(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exported]:
+        """Snapshots asked for."""
+
     def __init__(
         self,
         *,
@@ -378,10 +752,13 @@ class StreamResponse(_message.Message):
         closed: _builtins.bytes = ...,
         leases: Global___Leases | None = ...,
         faults: _abc.Iterable[Global___Fault] | None = ...,
+        rewound: _abc.Iterable[Global___Predictions] | None = ...,
+        generated: _abc.Iterable[Global___Generated] | None = ...,
+        exported: _abc.Iterable[Global___Exported] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "faults", b"faults", "leases", b"leases", "observed", b"observed", "opened", b"opened", "peeked", b"peeked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "exported", b"exported", "faults", b"faults", "generated", b"generated", "leases", b"leases", "observed", b"observed", "opened", b"opened", "peeked", b"peeked", "rewound", b"rewound"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,7 +766,7 @@ Global___StreamResponse: _TypeAlias = StreamResponse  # noqa: Y015
 
 @_typing.final
 class Opened(_message.Message):
-    """Sessions opened by one Open frame."""
+    """Sessions opened by an Open, Fork or Rewarm."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -399,6 +776,10 @@ class Opened(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    REWINDS_FIELD_NUMBER: _builtins.int
+    DURABLE_STEPS_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    REWIND_LIMIT_FIELD_NUMBER: _builtins.int
     handles: _builtins.bytes
     """uint32 [n]."""
     steps: _builtins.bytes
@@ -407,6 +788,14 @@ class Opened(_message.Message):
     """Model name."""
     version: _builtins.str
     """The version the sessions are pinned to."""
+    rewinds: _builtins.bytes
+    """uint32 [n]: how many times each was rewound."""
+    durable_steps: _builtins.bytes
+    """uint64 [n]: up to which step each is safe in the store; empty where nothing ever is."""
+    durability: Global___Durability.ValueType
+    """What the server promises."""
+    rewind_limit: _builtins.int
+    """How many of the last observations can be taken back."""
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One per handle."""
@@ -424,10 +813,14 @@ class Opened(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.str = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
+        rewinds: _builtins.bytes = ...,
+        durable_steps: _builtins.bytes = ...,
+        durability: Global___Durability.ValueType = ...,
+        rewind_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "idle_timeout", b"idle_timeout", "model", b"model", "session_ids", b"session_ids", "steps", b"steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "durable_steps", b"durable_steps", "handles", b"handles", "idle_timeout", b"idle_timeout", "model", b"model", "rewind_limit", b"rewind_limit", "rewinds", b"rewinds", "session_ids", b"session_ids", "steps", b"steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,6 +843,7 @@ class Predictions(_message.Message):
     LOCATIONS_FIELD_NUMBER: _builtins.int
     SCALES_FIELD_NUMBER: _builtins.int
     DEGREES_OF_FREEDOM_FIELD_NUMBER: _builtins.int
+    DURABLE_STEPS_FIELD_NUMBER: _builtins.int
     handles: _builtins.bytes
     """uint32 [n]."""
     steps: _builtins.bytes
@@ -468,6 +862,8 @@ class Predictions(_message.Message):
     """float64 [n, targets]: its scale, in the client's units."""
     degrees_of_freedom: _builtins.bytes
     """float32 [n, targets]: its degrees of freedom (Student's t); infinite for a Gaussian."""
+    durable_steps: _builtins.bytes
+    """uint64 [n]: up to which step each session is safe in the store; empty where nothing ever is."""
     @_builtins.property
     def top_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """n * k words, only where words were sent or asked for."""
@@ -484,14 +880,93 @@ class Predictions(_message.Message):
         locations: _builtins.bytes = ...,
         scales: _builtins.bytes = ...,
         degrees_of_freedom: _builtins.bytes = ...,
+        durable_steps: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degrees_of_freedom", b"degrees_of_freedom", "handles", b"handles", "locations", b"locations", "scales", b"scales", "steps", b"steps", "surprises", b"surprises", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "top_words", b"top_words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degrees_of_freedom", b"degrees_of_freedom", "durable_steps", b"durable_steps", "handles", b"handles", "locations", b"locations", "scales", b"scales", "steps", b"steps", "surprises", b"surprises", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "top_words", b"top_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Predictions: _TypeAlias = Predictions  # noqa: Y015
+
+@_typing.final
+class Generated(_message.Message):
+    """A piece of a continuation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """As in Generate."""
+    call: _builtins.int
+    """As in Generate."""
+    tokens: _builtins.bytes
+    """int32 [m]: words, in order."""
+    probabilities: _builtins.bytes
+    """float32 [m]: each word's probability, before temperature and cuts."""
+    values: _builtins.bytes
+    """float64 [m, paths, targets], or [m, quantiles, targets]: values, in order."""
+    done: _builtins.bool
+    """Nothing more comes."""
+    @_builtins.property
+    def words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """m words, only where asked for."""
+
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        call: _builtins.int = ...,
+        tokens: _builtins.bytes = ...,
+        probabilities: _builtins.bytes = ...,
+        words: _abc.Iterable[_builtins.str] | None = ...,
+        values: _builtins.bytes = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "done", b"done", "handle", b"handle", "probabilities", b"probabilities", "tokens", b"tokens", "values", b"values", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Generated: _TypeAlias = Generated  # noqa: Y015
+
+@_typing.final
+class Exported(_message.Message):
+    """A snapshot of one session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """The session."""
+    step: _builtins.int
+    """Observations in it."""
+    snapshot: _builtins.bytes
+    """Opaque bytes for OPEN_MODE_RESTORE and RestoreSession."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        step: _builtins.int = ...,
+        snapshot: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "snapshot", b"snapshot", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exported: _TypeAlias = Exported  # noqa: Y015
 
 @_typing.final
 class Leases(_message.Message):
@@ -500,16 +975,20 @@ class Leases(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HANDLES_FIELD_NUMBER: _builtins.int
+    DURABLE_STEPS_FIELD_NUMBER: _builtins.int
     handles: _builtins.bytes
     """uint32 [n]."""
+    durable_steps: _builtins.bytes
+    """uint64 [n]: up to which step each session is safe in the store; empty where nothing ever is."""
     def __init__(
         self,
         *,
         handles: _builtins.bytes = ...,
+        durable_steps: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_steps", b"durable_steps", "handles", b"handles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -691,6 +1170,26 @@ class Session(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -700,6 +1199,12 @@ class Session(_message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ATTACHED_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DURABLE_STEP_FIELD_NUMBER: _builtins.int
+    REWINDS_FIELD_NUMBER: _builtins.int
+    SHADOW_VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     model: _builtins.str
@@ -710,6 +1215,16 @@ class Session(_message.Message):
     """Observations in its state."""
     attached: _builtins.bool
     """Whether a stream holds it."""
+    place: Global___Place.ValueType
+    """Where it is."""
+    bytes: _builtins.int
+    """Bytes its state and history take."""
+    durable_step: _builtins.int
+    """Up to which step it is safe in the store; 0 where nothing is."""
+    rewinds: _builtins.int
+    """How many times it was rewound."""
+    shadow_version: _builtins.str
+    """The version that is fed along; empty for none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was opened."""
@@ -726,6 +1241,10 @@ class Session(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it ends unless used before."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels given when it was opened."""
+
     def __init__(
         self,
         *,
@@ -738,10 +1257,16 @@ class Session(_message.Message):
         idle_timeout: _duration_pb2.Duration | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         attached: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        place: Global___Place.ValueType = ...,
+        bytes: _builtins.int = ...,
+        durable_step: _builtins.int = ...,
+        rewinds: _builtins.int = ...,
+        shadow_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "idle_timeout", b"idle_timeout", "last_use_time", b"last_use_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "idle_timeout", b"idle_timeout", "last_use_time", b"last_use_time", "model", b"model", "step", b"step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "bytes", b"bytes", "create_time", b"create_time", "durable_step", b"durable_step", "expire_time", b"expire_time", "id", b"id", "idle_timeout", b"idle_timeout", "labels", b"labels", "last_use_time", b"last_use_time", "model", b"model", "place", b"place", "rewinds", b"rewinds", "shadow_version", b"shadow_version", "step", b"step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -844,25 +1369,57 @@ class ListSessionsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    IDLE_FOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Only this model's; empty for all."""
     page_size: _builtins.int
     """At most this many, up to 1000; 0 for 100."""
     page_token: _builtins.str
     """From the previous page."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only those with all of these labels."""
+
+    @_builtins.property
+    def idle_for(self) -> _duration_pb2.Duration:
+        """Only those idle for at least this long."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idle_for: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for", "labels", b"labels", "model", b"model", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -880,7 +1437,7 @@ class ListSessionsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     total_size: _builtins.int
-    """Live sessions in all."""
+    """Sessions that match, in all."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
         """A page of sessions."""
@@ -945,3 +1502,362 @@ class GetSessionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
+
+@_typing.final
+class ReloadModelsRequest(_message.Message):
+    """See ReloadModels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadModelsRequest: _TypeAlias = ReloadModelsRequest  # noqa: Y015
+
+@_typing.final
+class ReloadModelsResponse(_message.Message):
+    """See ReloadModels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOADED_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def loaded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """name/version of what was loaded."""
+
+    @_builtins.property
+    def retired(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """name/version of what is let go once its sessions have ended or moved."""
+
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Why a bundle was refused, by its name/version; what was served before goes on."""
+
+    def __init__(
+        self,
+        *,
+        loaded: _abc.Iterable[_builtins.str] | None = ...,
+        retired: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loaded", b"loaded", "refused", b"refused", "retired", b"retired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadModelsResponse: _TypeAlias = ReloadModelsResponse  # noqa: Y015
+
+@_typing.final
+class CloseSessionsRequest(_message.Message):
+    """See CloseSessions. With neither ids nor a filter nothing is closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    IDS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    IDLE_FOR_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Only this model's."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """These; the filters are then left empty."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only those with all of these labels."""
+
+    @_builtins.property
+    def idle_for(self) -> _duration_pb2.Duration:
+        """Only those idle for at least this long."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        model: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idle_for: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_for", b"idle_for", "ids", b"ids", "labels", b"labels", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSessionsRequest: _TypeAlias = CloseSessionsRequest  # noqa: Y015
+
+@_typing.final
+class CloseSessionsResponse(_message.Message):
+    """See CloseSessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOSED_FIELD_NUMBER: _builtins.int
+    closed: _builtins.int
+    """How many were closed."""
+    def __init__(
+        self,
+        *,
+        closed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSessionsResponse: _TypeAlias = CloseSessionsResponse  # noqa: Y015
+
+@_typing.final
+class ForkSessionRequest(_message.Message):
+    """See ForkSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    count: _builtins.int
+    """How many copies; 0 for 1."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkSessionRequest: _TypeAlias = ForkSessionRequest  # noqa: Y015
+
+@_typing.final
+class ForkSessionResponse(_message.Message):
+    """See ForkSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
+        """The copies."""
+
+    def __init__(
+        self,
+        *,
+        sessions: _abc.Iterable[Global___Session] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkSessionResponse: _TypeAlias = ForkSessionResponse  # noqa: Y015
+
+@_typing.final
+class ExportSessionRequest(_message.Message):
+    """See ExportSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSessionRequest: _TypeAlias = ExportSessionRequest  # noqa: Y015
+
+@_typing.final
+class ExportSessionResponse(_message.Message):
+    """See ExportSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.bytes
+    """Opaque bytes."""
+    @_builtins.property
+    def session(self) -> Global___Session:
+        """The session as it was."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.bytes = ...,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSessionResponse: _TypeAlias = ExportSessionResponse  # noqa: Y015
+
+@_typing.final
+class RestoreSessionRequest(_message.Message):
+    """See RestoreSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.bytes
+    """From an export."""
+    id: _builtins.str
+    """Id of the new session; empty: made by the server."""
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.bytes = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreSessionRequest: _TypeAlias = RestoreSessionRequest  # noqa: Y015
+
+@_typing.final
+class RestoreSessionResponse(_message.Message):
+    """See RestoreSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___Session:
+        """The new session."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreSessionResponse: _TypeAlias = RestoreSessionResponse  # noqa: Y015
+
+@_typing.final
+class WatchSessionRequest(_message.Message):
+    """See WatchSession."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    WITH_WORDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    with_words: _builtins.bool
+    """Answer with words beside the tokens."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        with_words: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "with_words", b"with_words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSessionRequest: _TypeAlias = WatchSessionRequest  # noqa: Y015
+
+@_typing.final
+class WatchSessionResponse(_message.Message):
+    """See WatchSession. The first holds the current prediction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    skipped: _builtins.int
+    """Predictions left out since the last message, because this watcher reads too slowly."""
+    @_builtins.property
+    def predictions(self) -> Global___Predictions:
+        """One or more predictions of the session, in order; its handles are 0."""
+
+    def __init__(
+        self,
+        *,
+        predictions: Global___Predictions | None = ...,
+        skipped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "skipped", b"skipped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSessionResponse: _TypeAlias = WatchSessionResponse  # noqa: Y015

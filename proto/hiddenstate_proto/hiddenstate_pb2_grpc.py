@@ -50,6 +50,11 @@ class HiddenStateServiceStub(object):
                 request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.ReloadModels = channel.unary_unary(
+                '/hiddenstate.v1.HiddenStateService/ReloadModels',
+                request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.ReloadModelsRequest.SerializeToString,
+                response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.ReloadModelsResponse.FromString,
+                _registered_method=True)
         self.ListSessions = channel.unary_unary(
                 '/hiddenstate.v1.HiddenStateService/ListSessions',
                 request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.ListSessionsRequest.SerializeToString,
@@ -60,6 +65,31 @@ class HiddenStateServiceStub(object):
                 request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
+        self.CloseSessions = channel.unary_unary(
+                '/hiddenstate.v1.HiddenStateService/CloseSessions',
+                request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.CloseSessionsRequest.SerializeToString,
+                response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.CloseSessionsResponse.FromString,
+                _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/hiddenstate.v1.HiddenStateService/ForkSession',
+                request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
+        self.ExportSession = channel.unary_unary(
+                '/hiddenstate.v1.HiddenStateService/ExportSession',
+                request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.ExportSessionRequest.SerializeToString,
+                response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.ExportSessionResponse.FromString,
+                _registered_method=True)
+        self.RestoreSession = channel.unary_unary(
+                '/hiddenstate.v1.HiddenStateService/RestoreSession',
+                request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.RestoreSessionRequest.SerializeToString,
+                response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.RestoreSessionResponse.FromString,
+                _registered_method=True)
+        self.WatchSession = channel.unary_stream(
+                '/hiddenstate.v1.HiddenStateService/WatchSession',
+                request_serializer=hiddenstate__proto_dot_hiddenstate__pb2.WatchSessionRequest.SerializeToString,
+                response_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.WatchSessionResponse.FromString,
+                _registered_method=True)
 
 
 class HiddenStateServiceServicer(object):
@@ -69,7 +99,8 @@ class HiddenStateServiceServicer(object):
     def Stream(self, request_iterator, context):
         """Carries any number of sessions. Work on one session happens in the order it was sent; different
         sessions do not wait for each other. Half-closing lets what is under way finish. When the stream ends,
-        its sessions are detached: they stay for the server's detach time-out and can be resumed.
+        its sessions are detached: they live on until their lease runs out and can be resumed on any replica that
+        shares the store; without a store they end after the server's detach time-out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,8 +120,15 @@ class HiddenStateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadModels(self, request, context):
+        """Loads versions that are new in the model folder, and lets go of those that are gone. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSessions(self, request, context):
-        """Lists live sessions, oldest first.
+        """Lists live sessions of the caller's tenant, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +136,41 @@ class HiddenStateServiceServicer(object):
 
     def GetSession(self, request, context):
         """Describes one live session, or says how it ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSessions(self, request, context):
+        """Ends the sessions that match, whoever holds them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """Makes independent copies of a session as it is now; they are detached, to be resumed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSession(self, request, context):
+        """A signed snapshot of a session as it is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreSession(self, request, context):
+        """Makes a session from a snapshot; it is detached, to be resumed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSession(self, request, context):
+        """Follows a session's predictions without touching it, until it ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +194,11 @@ def add_HiddenStateServiceServicer_to_server(servicer, server):
                     request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.GetModelRequest.FromString,
                     response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.GetModelResponse.SerializeToString,
             ),
+            'ReloadModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModels,
+                    request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.ReloadModelsRequest.FromString,
+                    response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.ReloadModelsResponse.SerializeToString,
+            ),
             'ListSessions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSessions,
                     request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.ListSessionsRequest.FromString,
@@ -130,6 +208,31 @@ def add_HiddenStateServiceServicer_to_server(servicer, server):
                     servicer.GetSession,
                     request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.GetSessionRequest.FromString,
                     response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'CloseSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSessions,
+                    request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.CloseSessionsRequest.FromString,
+                    response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.CloseSessionsResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.ForkSessionRequest.FromString,
+                    response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'ExportSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportSession,
+                    request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.ExportSessionRequest.FromString,
+                    response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.ExportSessionResponse.SerializeToString,
+            ),
+            'RestoreSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSession,
+                    request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.RestoreSessionRequest.FromString,
+                    response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.RestoreSessionResponse.SerializeToString,
+            ),
+            'WatchSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSession,
+                    request_deserializer=hiddenstate__proto_dot_hiddenstate__pb2.WatchSessionRequest.FromString,
+                    response_serializer=hiddenstate__proto_dot_hiddenstate__pb2.WatchSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +328,33 @@ class HiddenStateService(object):
             _registered_method=True)
 
     @staticmethod
+    def ReloadModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hiddenstate.v1.HiddenStateService/ReloadModels',
+            hiddenstate__proto_dot_hiddenstate__pb2.ReloadModelsRequest.SerializeToString,
+            hiddenstate__proto_dot_hiddenstate__pb2.ReloadModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListSessions(request,
             target,
             options=(),
@@ -268,6 +398,141 @@ class HiddenStateService(object):
             '/hiddenstate.v1.HiddenStateService/GetSession',
             hiddenstate__proto_dot_hiddenstate__pb2.GetSessionRequest.SerializeToString,
             hiddenstate__proto_dot_hiddenstate__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hiddenstate.v1.HiddenStateService/CloseSessions',
+            hiddenstate__proto_dot_hiddenstate__pb2.CloseSessionsRequest.SerializeToString,
+            hiddenstate__proto_dot_hiddenstate__pb2.CloseSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hiddenstate.v1.HiddenStateService/ForkSession',
+            hiddenstate__proto_dot_hiddenstate__pb2.ForkSessionRequest.SerializeToString,
+            hiddenstate__proto_dot_hiddenstate__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hiddenstate.v1.HiddenStateService/ExportSession',
+            hiddenstate__proto_dot_hiddenstate__pb2.ExportSessionRequest.SerializeToString,
+            hiddenstate__proto_dot_hiddenstate__pb2.ExportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hiddenstate.v1.HiddenStateService/RestoreSession',
+            hiddenstate__proto_dot_hiddenstate__pb2.RestoreSessionRequest.SerializeToString,
+            hiddenstate__proto_dot_hiddenstate__pb2.RestoreSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hiddenstate.v1.HiddenStateService/WatchSession',
+            hiddenstate__proto_dot_hiddenstate__pb2.WatchSessionRequest.SerializeToString,
+            hiddenstate__proto_dot_hiddenstate__pb2.WatchSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,7 +12,7 @@ Errors are google.rpc.Status with an ErrorInfo whose domain is "hiddenstate" and
   SESSION_NOT_FOUND      NOT_FOUND            no session ever had this id (or it ended too long ago to know)
   SESSION_EXPIRED        NOT_FOUND            its lease ran out
   SESSION_CLOSED         NOT_FOUND            a client closed it
-  SESSION_EVICTED        NOT_FOUND            the server needed its place
+  SESSION_EVICTED        NOT_FOUND            the server needed its place and has no store to keep it in
   SESSION_EXISTS         ALREADY_EXISTS       an open with an id that is live
   SESSION_TAKEN_OVER     ABORTED              another stream resumed it; this stream's handle is void
   SESSION_ELSEWHERE      UNAVAILABLE          another worker of this server holds it; connect again (+ RetryInfo)
@@ -26,6 +26,12 @@ Errors are google.rpc.Status with an ErrorInfo whose domain is "hiddenstate" and
   INPUT_INVALID          INVALID_ARGUMENT     infinite value, token outside the vocabulary, wrong kind or width
   FRAME_INVALID          INVALID_ARGUMENT     columns of different lengths, no columns, too many rows
   MODEL_NOT_FOUND        NOT_FOUND            metadata `available` lists what is served
+  REWIND_LIMIT           OUT_OF_RANGE         a rewind further back than is kept; metadata `oldest` is the first step
+  SNAPSHOT_INVALID       INVALID_ARGUMENT     forged, truncated, of another tenant, or of another model
+  GENERATION_LIMIT       RESOURCE_EXHAUSTED   too much is being generated                 (+ RetryInfo)
+  STORE_UNAVAILABLE      UNAVAILABLE          the state store does not answer             (+ RetryInfo)
+  UNAUTHENTICATED        UNAUTHENTICATED      the token is missing or unknown
+  PERMISSION_DENIED      PERMISSION_DENIED    for administrators only
   DRAINING               UNAVAILABLE          the server is going away; open elsewhere  (+ RetryInfo)
   INTERNAL               INTERNAL             a fault of the server; the log has the details
 """
@@ -63,16 +69,29 @@ class HiddenStateServiceStub:
     Stream: _grpc.StreamStreamMultiCallable[_hiddenstate_pb2.StreamRequest, _hiddenstate_pb2.StreamResponse]
     """Carries any number of sessions. Work on one session happens in the order it was sent; different
     sessions do not wait for each other. Half-closing lets what is under way finish. When the stream ends,
-    its sessions are detached: they stay for the server's detach time-out and can be resumed.
+    its sessions are detached: they live on until their lease runs out and can be resumed on any replica that
+    shares the store; without a store they end after the server's detach time-out.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.ListModelsRequest, _hiddenstate_pb2.ListModelsResponse]
     """Lists the models being served."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.GetModelRequest, _hiddenstate_pb2.GetModelResponse]
     """Describes one model, with its vocabulary if it has one."""
+    ReloadModels: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.ReloadModelsRequest, _hiddenstate_pb2.ReloadModelsResponse]
+    """Loads versions that are new in the model folder, and lets go of those that are gone. For administrators."""
     ListSessions: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.ListSessionsRequest, _hiddenstate_pb2.ListSessionsResponse]
-    """Lists live sessions, oldest first."""
+    """Lists live sessions of the caller's tenant, oldest first."""
     GetSession: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.GetSessionRequest, _hiddenstate_pb2.GetSessionResponse]
     """Describes one live session, or says how it ended."""
+    CloseSessions: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.CloseSessionsRequest, _hiddenstate_pb2.CloseSessionsResponse]
+    """Ends the sessions that match, whoever holds them."""
+    ForkSession: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.ForkSessionRequest, _hiddenstate_pb2.ForkSessionResponse]
+    """Makes independent copies of a session as it is now; they are detached, to be resumed."""
+    ExportSession: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.ExportSessionRequest, _hiddenstate_pb2.ExportSessionResponse]
+    """A signed snapshot of a session as it is now."""
+    RestoreSession: _grpc.UnaryUnaryMultiCallable[_hiddenstate_pb2.RestoreSessionRequest, _hiddenstate_pb2.RestoreSessionResponse]
+    """Makes a session from a snapshot; it is detached, to be resumed."""
+    WatchSession: _grpc.UnaryStreamMultiCallable[_hiddenstate_pb2.WatchSessionRequest, _hiddenstate_pb2.WatchSessionResponse]
+    """Follows a session's predictions without touching it, until it ends."""
 
 @_typing.type_check_only
 class HiddenStateServiceAsyncStub(HiddenStateServiceStub):
@@ -82,16 +101,29 @@ class HiddenStateServiceAsyncStub(HiddenStateServiceStub):
     Stream: _aio.StreamStreamMultiCallable[_hiddenstate_pb2.StreamRequest, _hiddenstate_pb2.StreamResponse]  # type: ignore[assignment]
     """Carries any number of sessions. Work on one session happens in the order it was sent; different
     sessions do not wait for each other. Half-closing lets what is under way finish. When the stream ends,
-    its sessions are detached: they stay for the server's detach time-out and can be resumed.
+    its sessions are detached: they live on until their lease runs out and can be resumed on any replica that
+    shares the store; without a store they end after the server's detach time-out.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.ListModelsRequest, _hiddenstate_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models being served."""
     GetModel: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.GetModelRequest, _hiddenstate_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model, with its vocabulary if it has one."""
+    ReloadModels: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.ReloadModelsRequest, _hiddenstate_pb2.ReloadModelsResponse]  # type: ignore[assignment]
+    """Loads versions that are new in the model folder, and lets go of those that are gone. For administrators."""
     ListSessions: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.ListSessionsRequest, _hiddenstate_pb2.ListSessionsResponse]  # type: ignore[assignment]
-    """Lists live sessions, oldest first."""
+    """Lists live sessions of the caller's tenant, oldest first."""
     GetSession: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.GetSessionRequest, _hiddenstate_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Describes one live session, or says how it ended."""
+    CloseSessions: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.CloseSessionsRequest, _hiddenstate_pb2.CloseSessionsResponse]  # type: ignore[assignment]
+    """Ends the sessions that match, whoever holds them."""
+    ForkSession: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.ForkSessionRequest, _hiddenstate_pb2.ForkSessionResponse]  # type: ignore[assignment]
+    """Makes independent copies of a session as it is now; they are detached, to be resumed."""
+    ExportSession: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.ExportSessionRequest, _hiddenstate_pb2.ExportSessionResponse]  # type: ignore[assignment]
+    """A signed snapshot of a session as it is now."""
+    RestoreSession: _aio.UnaryUnaryMultiCallable[_hiddenstate_pb2.RestoreSessionRequest, _hiddenstate_pb2.RestoreSessionResponse]  # type: ignore[assignment]
+    """Makes a session from a snapshot; it is detached, to be resumed."""
+    WatchSession: _aio.UnaryStreamMultiCallable[_hiddenstate_pb2.WatchSessionRequest, _hiddenstate_pb2.WatchSessionResponse]  # type: ignore[assignment]
+    """Follows a session's predictions without touching it, until it ends."""
 
 class HiddenStateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Hosts recurrent models and keeps one hidden state per session."""
@@ -104,7 +136,8 @@ class HiddenStateServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_hiddenstate_pb2.StreamResponse], _abc.AsyncIterator[_hiddenstate_pb2.StreamResponse]]:
         """Carries any number of sessions. Work on one session happens in the order it was sent; different
         sessions do not wait for each other. Half-closing lets what is under way finish. When the stream ends,
-        its sessions are detached: they stay for the server's detach time-out and can be resumed.
+        its sessions are detached: they live on until their lease runs out and can be resumed on any replica that
+        shares the store; without a store they end after the server's detach time-out.
         """
 
     @_abc_1.abstractmethod
@@ -124,12 +157,20 @@ class HiddenStateServiceServicer(metaclass=_abc_1.ABCMeta):
         """Describes one model, with its vocabulary if it has one."""
 
     @_abc_1.abstractmethod
+    def ReloadModels(
+        self,
+        request: _hiddenstate_pb2.ReloadModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hiddenstate_pb2.ReloadModelsResponse, _abc.Awaitable[_hiddenstate_pb2.ReloadModelsResponse]]:
+        """Loads versions that are new in the model folder, and lets go of those that are gone. For administrators."""
+
+    @_abc_1.abstractmethod
     def ListSessions(
         self,
         request: _hiddenstate_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hiddenstate_pb2.ListSessionsResponse, _abc.Awaitable[_hiddenstate_pb2.ListSessionsResponse]]:
-        """Lists live sessions, oldest first."""
+        """Lists live sessions of the caller's tenant, oldest first."""
 
     @_abc_1.abstractmethod
     def GetSession(
@@ -138,5 +179,45 @@ class HiddenStateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hiddenstate_pb2.GetSessionResponse, _abc.Awaitable[_hiddenstate_pb2.GetSessionResponse]]:
         """Describes one live session, or says how it ended."""
+
+    @_abc_1.abstractmethod
+    def CloseSessions(
+        self,
+        request: _hiddenstate_pb2.CloseSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hiddenstate_pb2.CloseSessionsResponse, _abc.Awaitable[_hiddenstate_pb2.CloseSessionsResponse]]:
+        """Ends the sessions that match, whoever holds them."""
+
+    @_abc_1.abstractmethod
+    def ForkSession(
+        self,
+        request: _hiddenstate_pb2.ForkSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hiddenstate_pb2.ForkSessionResponse, _abc.Awaitable[_hiddenstate_pb2.ForkSessionResponse]]:
+        """Makes independent copies of a session as it is now; they are detached, to be resumed."""
+
+    @_abc_1.abstractmethod
+    def ExportSession(
+        self,
+        request: _hiddenstate_pb2.ExportSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hiddenstate_pb2.ExportSessionResponse, _abc.Awaitable[_hiddenstate_pb2.ExportSessionResponse]]:
+        """A signed snapshot of a session as it is now."""
+
+    @_abc_1.abstractmethod
+    def RestoreSession(
+        self,
+        request: _hiddenstate_pb2.RestoreSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hiddenstate_pb2.RestoreSessionResponse, _abc.Awaitable[_hiddenstate_pb2.RestoreSessionResponse]]:
+        """Makes a session from a snapshot; it is detached, to be resumed."""
+
+    @_abc_1.abstractmethod
+    def WatchSession(
+        self,
+        request: _hiddenstate_pb2.WatchSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_hiddenstate_pb2.WatchSessionResponse], _abc.AsyncIterator[_hiddenstate_pb2.WatchSessionResponse]]:
+        """Follows a session's predictions without touching it, until it ends."""
 
 def add_HiddenStateServiceServicer_to_server(servicer: HiddenStateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

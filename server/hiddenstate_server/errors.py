@@ -3,10 +3,12 @@
 ServerError
 ├── SessionNotFound, SessionExpired, SessionClosed, SessionEvicted      how a session is not there
 ├── SessionExists, SessionTakenOver, SessionElsewhere                   who holds it
-├── SessionLimit, SessionBacklog, StreamBacklog, Draining               try again later (RetryInfo)
+├── SessionLimit, SessionBacklog, StreamBacklog, GenerationLimit,
+│   StoreUnavailable, Draining                                          try again later (RetryInfo)
 ├── HandleUnknown, HandleInUse                                          the stream's own numbers
-├── StepGap, StepAlreadyApplied                                         the order of observations
-├── InputInvalid, FrameInvalid, RequestInvalid                          what was sent
+├── StepGap, StepAlreadyApplied, RewindLimit                            the order of observations
+├── InputInvalid, FrameInvalid, RequestInvalid, SnapshotInvalid         what was sent
+├── Unauthenticated, PermissionDenied                                   who sent it
 ├── ModelNotFound
 └── InternalError
 StartError: the server cannot start; its message is all the operator sees.
@@ -135,6 +137,22 @@ class StreamBacklog(ServerError):
     retry_after = 0.1
 
 
+class GenerationLimit(ServerError):
+    """Too much is being generated at once."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "GENERATION_LIMIT"
+    retry_after = 0.1
+
+
+class StoreUnavailable(ServerError):
+    """The state store does not answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "STORE_UNAVAILABLE"
+    retry_after = 0.5
+
+
 class Draining(ServerError):
     """The server is going away."""
 
@@ -171,6 +189,13 @@ class StepAlreadyApplied(ServerError):
     reason = "STEP_ALREADY_APPLIED"
 
 
+class RewindLimit(ServerError):
+    """Further back than is kept; metadata `oldest` is the first step that can be gone back to."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+    reason = "REWIND_LIMIT"
+
+
 class InputInvalid(ServerError):
     """The observation, or a name in an open, cannot be used."""
 
@@ -190,6 +215,27 @@ class RequestInvalid(ServerError):
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "INPUT_INVALID"
+
+
+class SnapshotInvalid(ServerError):
+    """The snapshot is forged, truncated, of another tenant, or of another model."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "SNAPSHOT_INVALID"
+
+
+class Unauthenticated(ServerError):
+    """The token is missing or unknown."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ServerError):
+    """Only administrators may."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class ModelNotFound(ServerError):
