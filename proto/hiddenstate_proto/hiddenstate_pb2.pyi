@@ -1003,10 +1003,13 @@ class Fault(_message.Message):
     HANDLE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """The session; absent when the whole frame was refused."""
     step: _builtins.int
     """The observation that was refused; 0 when it was none."""
+    call: _builtins.int
+    """The continuation that was refused, or ended before it was done; absent when it was none."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """What happened and what to do."""
@@ -1017,13 +1020,19 @@ class Fault(_message.Message):
         handle: _builtins.int | None = ...,
         step: _builtins.int = ...,
         status: _status_pb2.Status | None = ...,
+        call: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_handle", b"_handle", "handle", b"handle", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_call", b"_call", "_handle", b"_handle", "call", b"call", "handle", b"handle", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_handle", b"_handle", "handle", b"handle", "status", b"status", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_call", b"_call", "_handle", b"_handle", "call", b"call", "handle", b"handle", "status", b"status", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__call: _TypeAlias = _typing.Literal["call"]  # noqa: Y015
+    _WhichOneofArgType__call: _TypeAlias = _typing.Literal["_call", b"_call"]  # noqa: Y015
     _WhichOneofReturnType__handle: _TypeAlias = _typing.Literal["handle"]  # noqa: Y015
     _WhichOneofArgType__handle: _TypeAlias = _typing.Literal["_handle", b"_handle"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__call) -> _WhichOneofReturnType__call | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__handle) -> _WhichOneofReturnType__handle | None: ...
 
 Global___Fault: _TypeAlias = Fault  # noqa: Y015
