@@ -10,7 +10,7 @@
 `AsyncClient` has the same methods, awaited.
 """
 
-from hiddenstate.aio import AsyncClient, AsyncFleet, AsyncSession
+from hiddenstate.aio import AsyncClient
 from hiddenstate.descriptions import Model, SessionInfo, Task, Vocabulary
 from hiddenstate.errors import (
     AccessDenied,
@@ -32,6 +32,7 @@ from hiddenstate.errors import (
     SessionTakenOver,
     Unavailable,
 )
+from hiddenstate.fleet import AsyncFleet
 from hiddenstate.predictions import (
     FleetPredictions,
     FleetWordPredictions,
@@ -41,6 +42,7 @@ from hiddenstate.predictions import (
     WordPrediction,
     WordPredictions,
 )
+from hiddenstate.session import AsyncSession
 from hiddenstate.sync import Client, Fleet, Session
 
 __all__ = [

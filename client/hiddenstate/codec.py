@@ -23,6 +23,12 @@ from hiddenstate.predictions import (
     word_prediction,
 )
 
+Value = float | None
+Row = Sequence[Value] | NDArray[Any] | Mapping[str, Value]
+Values = NDArray[Any] | Sequence[Value] | Sequence[Row]
+Ids = Sequence[Any] | NDArray[Any]
+Tokens = Sequence[str] | NDArray[np.integer]
+Floats = NDArray[np.floating]
 Inputs = NDArray[Any]
 Errors = dict[Any, HiddenstateError]
 

@@ -5,24 +5,21 @@ that came. A shell moves the frames, wakes whoever waits for a finished `Call`, 
 begins or breaks; then every session is resumed, and what was not answered is sent again from the step the server
 reports, so that nothing is applied twice.
 
-State per session lives in arrays indexed by handle, so that a frame of thousands of rows costs a few array
-operations. A call's rows for one session are a *run* of consecutive steps. The oldest unanswered run of each
-session (its head) lies in the arrays; later ones, which are rare, wait in a queue.
+State per session lies in arrays indexed by handle, so that a frame of thousands of rows costs a few array
+operations. A call's rows for one session are a *run* of consecutive steps.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
+from hiddenstate.calls import Asking, Call, Kind, Observing, Session
 from hiddenstate.columns import Columns
 from hiddenstate.errors import (
     AnswersLost,
@@ -37,148 +34,15 @@ from hiddenstate.errors import (
     fresh,
     from_status,
 )
+from hiddenstate.frames import MAX_FRAME_ROWS, Rows, ask_frames, observe_frames, open_frames
+from hiddenstate.runs import Run, Runs
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
 Array = NDArray[Any]
 
-MAX_FRAME_ROWS = 16_384
-MAX_FRAME_BYTES = 2 * 1024 * 1024
 MAX_SESSIONS = 65_536
-_IDLE = 0
 _REUSE_AFTER = 1024  # freed handles rest this long, since late answers to their last session may still come
-
-
-class Kind(IntEnum):
-    """What a call asks for."""
-
-    OPEN = 1
-    OBSERVE = 2
-    PEEK = 3
-    CLOSE = 4
-    HEARTBEAT = 5
-
-
 _BLOCKED = 255
-
-
-class Session:
-    """One session, as this client knows it."""
-
-    __slots__ = (
-        "abandoned",
-        "error",
-        "handle",
-        "id",
-        "idle_timeout",
-        "model",
-        "on_end",
-        "opened",
-        "opening",
-        "resume",
-        "step",
-        "version",
-    )
-
-    def __init__(
-        self, handle: int, model: str, version: str, id: str, resume: bool, idle_timeout: float | None
-    ) -> None:
-        self.handle = handle
-        self.model = model
-        self.version = version
-        self.id = id
-        self.resume = resume
-        self.idle_timeout = idle_timeout
-        self.opened = False
-        """Whether the server ever confirmed it; from then on it can only be resumed."""
-        self.opening: Call | None = None
-        """The call that waits for it to be opened."""
-        self.abandoned = False
-        """Nobody waits for it any more: close it as soon as it is open."""
-        self.step = 0
-        """Observations in its state when it ended."""
-        self.error: HiddenstateError | None = None
-        """Why it ended."""
-        self.on_end: Callable[[HiddenstateError], None] | None = None
-        """Told when it ends."""
-
-
-class Call:
-    """Something asked of the server, for one or many sessions; finished when nothing of it remains."""
-
-    __slots__ = ("errors", "handles", "kind", "number", "parts", "refused", "remaining", "rows")
-
-    def __init__(self, kind: Kind, handles: Array, rows: int) -> None:
-        self.kind = kind
-        self.handles = handles
-        self.rows = rows
-        self.remaining = rows
-        self.errors: dict[int, HiddenstateError] = {}
-        """What went wrong, by handle."""
-        self.refused: HiddenstateError | None = None
-        """The last refusal after which it was tried again."""
-        self.parts: list[tuple[Array, Columns]] = []
-        """Answers as they came, with the rows they belong to."""
-        self.number = 0
-
-    def columns(self) -> Columns:
-        """The answers, [rows]; rows that failed are missing."""
-        rows = np.arange(self.rows)
-        positions = [positions for positions, _ in self.parts]
-        answers = [answers for _, answers in self.parts]
-        if sum(map(len, positions)) < self.rows:
-            absent = np.setdiff1d(rows, np.concatenate([rows[:0], *positions]))
-            positions.append(absent)
-            answers.append(Columns.missing(answers[0] if answers else None, absent.size))
-        joined = np.concatenate(positions)
-        columns = Columns.concatenate(answers)
-        if (joined == rows).all():
-            return columns
-        order = np.empty(self.rows, np.int64)
-        order[joined] = rows
-        return columns.take(order)
-
-
-class Observing(Call):
-    """Observations: run i has `counts[i]` rows from row `starts[i]` on, for session `handles[i]`."""
-
-    __slots__ = ("counts", "inputs", "starts")
-
-    def __init__(self, handles: Array, starts: Array, counts: Array, inputs: Array) -> None:
-        super().__init__(Kind.OBSERVE, handles, len(inputs))
-        self.starts = starts
-        self.counts = counts
-        self.inputs = inputs
-        """int32 [rows] tokens or float64 [rows, columns] values."""
-
-
-class Asking(Call):
-    """A peek, close or heartbeat, one row a session."""
-
-    __slots__ = ("positions",)
-
-    def __init__(self, kind: Kind, handles: Array) -> None:
-        super().__init__(kind, handles, len(handles))
-        self.positions = np.arange(len(handles))
-        """Row of each handle in the answer."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """Consecutive steps of one session in one call."""
-
-    call: int
-    first: int
-    start: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows of an observe frame."""
-
-    handles: Array
-    steps: Array
-    inputs: Array
 
 
 class Protocol:
@@ -204,10 +68,10 @@ class Protocol:
         self._unopened: dict[int, float] = {}  # handle -> when to send its open
         self._stalled: dict[int, tuple[int, float]] = {}  # handle -> first step to send again, and when
         self._calls: dict[int, Observing] = {}
-        self._numbers = _IDLE
+        self._numbers = 0
         self._outbox: list[Observing | Asking] = []
-        self._resends: list[_Rows] = []
-        self._queues: dict[int, deque[_Run]] = {}
+        self._resends: list[Rows] = []
+        self._runs = Runs()
         self._asked: dict[Kind, dict[int, deque[tuple[Asking, int]]]] = {
             kind: {} for kind in (Kind.PEEK, Kind.CLOSE, Kind.HEARTBEAT)
         }
@@ -217,10 +81,7 @@ class Protocol:
         self._phase = np.zeros(0, np.uint8)  # kind taken in the current round
         self._step = np.zeros(0, np.int64)  # last step answered
         self._next = np.zeros(0, np.int64)  # next step to send
-        self._call = np.zeros(0, np.int64)  # the head run: its call, or _IDLE
-        self._first = np.zeros(0, np.int64)
-        self._start = np.zeros(0, np.int64)
-        self._count = np.zeros(0, np.int64)
+        self._scratch = np.zeros(0, np.int64)
 
     # asking
 
@@ -260,10 +121,8 @@ class Protocol:
         """
         n = len(handles)
         rows = np.arange(n)
-        self._start[handles], kept = rows, self._start[handles]  # the last writer of each handle wins
-        unique = bool((self._start[handles] == rows).all())
-        self._start[handles] = kept
-        if unique:
+        self._scratch[handles] = rows  # the last writer of each handle wins
+        if (self._scratch[handles] == rows).all():
             return self._submit(Observing(handles, rows, np.ones(n, np.int64), inputs)), None
         order = np.argsort(handles, kind="stable")
         distinct, starts, counts = np.unique(handles[order], return_index=True, return_counts=True)
@@ -310,14 +169,16 @@ class Protocol:
 
     def frames(self, now: float) -> list[pb.StreamRequest]:
         """Everything that can be sent at time `now` (seconds of any clock), in order."""
-        frames = self._open_frames(now)
+        frames = [*open_frames(self._due_opens(now))]
         self._wake_stalled(now)
         resends, self._resends = self._resends, []
-        frames += self._observe_frames(resends)
+        frames += observe_frames(resends, self.max_frame_rows)
         while taken := self._next_round():
-            frames += self._observe_frames([self._number(call) for call in taken if isinstance(call, Observing)])
+            rows = [self._number(call) for call in taken if isinstance(call, Observing)]
+            frames += observe_frames(rows, self.max_frame_rows)
             for kind in (Kind.PEEK, Kind.HEARTBEAT, Kind.CLOSE):
-                frames += self._ask_frames(kind, [call for call in taken if call.kind is kind])  # type: ignore[misc]
+                asked = [call for call in taken if isinstance(call, Asking) and call.kind is kind]
+                frames += self._ask_frames(kind, asked)
         return frames
 
     @property
@@ -326,27 +187,11 @@ class Protocol:
         dues = [*self._unopened.values(), *(due for _, due in self._stalled.values())]
         return min(dues, default=None)
 
-    def _open_frames(self, now: float) -> list[pb.StreamRequest]:
+    def _due_opens(self, now: float) -> list[Session]:
         due = [self._sessions[handle] for handle, due in self._unopened.items() if due <= now]
         for session in due:
             del self._unopened[session.handle]
-        frames = []
-        for (model, version, resume, idle_timeout), group in groupby(
-            due, key=lambda s: (s.model, s.version, s.resume, s.idle_timeout)
-        ):
-            sessions = list(group)
-            for piece in (sessions[i : i + 4096] for i in range(0, len(sessions), 4096)):
-                frame = pb.Open(
-                    handles=np.array([session.handle for session in piece], "<u4").tobytes(),
-                    model=model,
-                    version=version,
-                    mode=pb.OPEN_MODE_RESUME if resume else pb.OPEN_MODE_CREATE,
-                    session_ids=[session.id for session in piece],
-                )
-                if idle_timeout is not None:
-                    frame.idle_timeout.FromNanoseconds(round(idle_timeout * 1e9))
-                frames.append(pb.StreamRequest(open=frame))
-        return frames
+        return due
 
     def _next_round(self) -> list[Observing | Asking]:
         """Takes the waiting calls whose sessions are ready, one kind per session, so that order is kept."""
@@ -365,7 +210,7 @@ class Protocol:
             self._phase[call.handles] = 0
         return taken
 
-    def _number(self, call: Observing) -> _Rows:
+    def _number(self, call: Observing) -> Rows:
         """Gives the call's observations their steps and waits for their answers."""
         self._numbers += 1
         call.number = self._numbers
@@ -373,39 +218,10 @@ class Protocol:
         handles, counts = call.handles, call.counts
         first = self._next[handles]
         self._next[handles] += counts
-        idle = self._call[handles] == _IDLE
-        heads = handles[idle]
-        self._call[heads] = call.number
-        self._first[heads] = first[idle]
-        self._start[heads] = call.starts[idle]
-        self._count[heads] = counts[idle]
-        for i in np.flatnonzero(~idle):
-            run = _Run(call.number, int(first[i]), int(call.starts[i]), int(counts[i]))
-            self._queues.setdefault(int(handles[i]), deque()).append(run)
+        self._runs.add(call.number, handles, first, call.starts, counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = np.repeat(call.starts, counts) + within
-        return _Rows(np.repeat(handles, counts), np.repeat(first, counts) + within, call.inputs[rows])
-
-    def _observe_frames(self, parts: list[_Rows]) -> list[pb.StreamRequest]:
-        by_shape: dict[tuple[int, ...], list[_Rows]] = {}
-        for part in parts:
-            by_shape.setdefault(part.inputs.shape[1:], []).append(part)
-        frames = []
-        for shape, group in by_shape.items():
-            handles = np.concatenate([part.handles for part in group]).astype("<u4")
-            steps = np.concatenate([part.steps for part in group]).astype("<u8")
-            inputs = np.concatenate([part.inputs for part in group])
-            row_bytes = 12 + (8 * shape[0] if shape else 4)
-            length = max(1, min(self.max_frame_rows, MAX_FRAME_BYTES // row_bytes))
-            for at in range(0, len(handles), length):
-                piece = slice(at, at + length)
-                frame = pb.Observe(handles=handles[piece].tobytes(), steps=steps[piece].tobytes())
-                if shape:
-                    frame.values = inputs[piece].astype("<f8").tobytes()
-                else:
-                    frame.tokens = inputs[piece].astype("<i4").tobytes()
-                frames.append(pb.StreamRequest(observe=frame))
-        return frames
+        return Rows(np.repeat(handles, counts), np.repeat(first, counts) + within, call.inputs[rows])
 
     def _ask_frames(self, kind: Kind, calls: list[Asking]) -> list[pb.StreamRequest]:
         if not calls:
@@ -414,17 +230,8 @@ class Protocol:
         for call in calls:
             for handle, position in zip(call.handles.tolist(), call.positions.tolist(), strict=True):
                 asked.setdefault(handle, deque()).append((call, position))
-        handles = np.concatenate([call.handles for call in calls]).astype("<u4")
-        frames = []
-        for at in range(0, len(handles), self.max_frame_rows):
-            packed = handles[at : at + self.max_frame_rows].tobytes()
-            if kind is Kind.PEEK:
-                frames.append(pb.StreamRequest(peek=pb.Peek(handles=packed)))
-            elif kind is Kind.CLOSE:
-                frames.append(pb.StreamRequest(close=pb.Close(handles=packed)))
-            else:
-                frames.append(pb.StreamRequest(heartbeat=pb.Heartbeat(handles=packed)))
-        return frames
+        handles = np.concatenate([call.handles for call in calls])
+        return [*ask_frames(kind, handles, self.max_frame_rows)]
 
     # receiving
 
@@ -476,7 +283,7 @@ class Protocol:
         for session in list(self._sessions.values()):
             if not session.opened:
                 self._end(session, error)
-        for handle in np.flatnonzero(self._call).tolist():
+        for handle in self._runs.busy():
             self._fail_runs(handle, error)
         for asked in self._asked.values():
             for handle, queue in asked.items():
@@ -513,7 +320,7 @@ class Protocol:
     def _synchronise(self, session: Session, step: int) -> None:
         """The server holds the session at `step`: sends the rest again; answers to what it has may be lost."""
         handle = session.handle
-        runs = self._runs(handle)
+        runs = self._waiting(handle)
         if runs and runs[0].first > step + 1:
             self._end(session, SessionLost(f"session {session.id} went back to step {step} on the server"))
             return
@@ -521,7 +328,7 @@ class Protocol:
             # the last result can be asked for again, older ones cannot
             if lost := min(max(step - run.first, 0), run.count):
                 self._lose(handle, run, lost)
-        runs = self._set_runs(handle, runs)
+        runs = self._runs.set(handle, runs)
         self._step[handle] = step if not runs else runs[0].first - 1
         self._next[handle] = runs[-1].first + runs[-1].count if runs else step + 1
         if runs:
@@ -529,23 +336,14 @@ class Protocol:
 
     def _on_observed(self, handles: Array, columns: Columns) -> None:
         steps = columns.steps.astype(np.int64)
-        rows = np.flatnonzero(handles < len(self._call))
+        rows = np.flatnonzero(handles < len(self._step))
         while rows.size:
-            handle = handles[rows]
-            offset = steps[rows] - self._first[handle]
-            waited = self._call[handle] != _IDLE
-            mine = waited & (offset >= 0) & (offset < self._count[handle])
+            mine, calls, positions, later = self._runs.match(handles[rows], steps[rows])
             if not mine.any():
                 return  # answers that nobody waits for, such as to an observation sent twice
-            owners, at = handle[mine], offset[mine]
-            self._deliver(self._call[owners], self._start[owners] + at, columns, rows[mine])
-            self._step[owners] = steps[rows[mine]]
-            done = owners[at == self._count[owners] - 1]
-            self._call[done] = _IDLE
-            if self._queues:
-                for finished in done.tolist():
-                    self._promote(finished)
-            rows = rows[waited & (offset >= 0) & ~mine]
+            self._deliver(calls, positions, columns, rows[mine])
+            self._step[handles[rows[mine]]] = steps[rows[mine]]
+            rows = rows[later]
 
     def _deliver(self, numbers: Array, positions: Array, columns: Columns, rows: Array) -> None:
         """Gives rows of `columns` to the calls with these numbers."""
@@ -613,19 +411,19 @@ class Protocol:
     def _on_frame_refused(self, error: HiddenstateError) -> None:
         """A whole frame was refused, and nothing says which: only a new connection makes both sides agree."""
         if error.retry_after is None:
-            for handle in np.flatnonzero(self._call).tolist():
+            for handle in self._runs.busy():
                 self._fail_runs(handle, error)
         else:
-            for handle in np.flatnonzero(self._call).tolist():
+            for handle in self._runs.busy():
                 self._refuse(handle, error)
         self.broken = error
 
     def _on_applied(self, session: Session, step: int, now: float) -> None:
         """A step sent again was applied long ago; if its answer was still awaited, it is lost."""
-        runs = self._runs(session.handle)
+        runs = self._waiting(session.handle)
         if runs and runs[0].first <= step < runs[0].first + runs[0].count:
             self._lose(session.handle, runs[0], step - runs[0].first + 1)
-            self._set_runs(session.handle, runs)
+            self._runs.set(session.handle, runs)
             self._step[session.handle] = step
             self._stall(session, step + 1, now)  # answers to later steps may have come before this was known
 
@@ -634,7 +432,7 @@ class Protocol:
     def _reject(self, session: Session, step: int, error: HiddenstateError, now: float) -> None:
         """The observation at `step` was refused for good: the rest of its call fails, later calls move up."""
         handle = session.handle
-        runs = self._runs(handle)
+        runs = self._waiting(handle)
         index = next((i for i, run in enumerate(runs) if run.first <= step < run.first + run.count), None)
         if index is None:
             return
@@ -643,7 +441,7 @@ class Protocol:
         run.count -= dropped
         for moved in later:
             moved.first -= dropped
-        self._set_runs(handle, runs)
+        self._runs.set(handle, runs)
         self._next[handle] -= dropped
         call = self._calls[run.call]
         call.errors[handle] = error
@@ -672,11 +470,11 @@ class Protocol:
             session.on_end(error)
 
     def _fail_runs(self, handle: int, error: HiddenstateError) -> None:
-        for run in self._runs(handle):
+        for run in self._waiting(handle):
             call = self._calls[run.call]
             call.errors[handle] = error
             self._finish(call, run.count)
-        self._set_runs(handle, [])
+        self._runs.set(handle, [])
 
     def _fail_asked(self, handle: int, error: HiddenstateError, *, everything: bool = False) -> None:
         """Fails the oldest question about a session, or every one; to close what has ended is no failure."""
@@ -708,7 +506,7 @@ class Protocol:
                 self._outbox.remove(call)
             self._finish(call, dropped)
 
-    def _lose(self, handle: int, run: _Run, lost: int) -> None:
+    def _lose(self, handle: int, run: Run, lost: int) -> None:
         """The first `lost` rows of `run` were applied and will never be answered."""
         last = run.first + lost - 1
         call = self._calls[run.call]
@@ -723,7 +521,7 @@ class Protocol:
 
     def _stall(self, session: Session, step: int, due: float) -> None:
         """Sends the session's observations from `step` on again when `due`; nothing else of it before."""
-        runs = self._runs(session.handle)
+        runs = self._waiting(session.handle)
         if not runs or not runs[0].first <= step < runs[-1].first + runs[-1].count:
             return  # a late word about what was answered or given up since
         if session.handle in self._stalled:
@@ -738,15 +536,15 @@ class Protocol:
             self._resend(handle, step)
 
     def _resend(self, handle: int, step: int) -> None:
-        for run in self._runs(handle):
+        for run in self._waiting(handle):
             skip = max(0, step - run.first)
             if skip < run.count:
                 steps = np.arange(run.first + skip, run.first + run.count)
                 inputs = self._calls[run.call].inputs[run.start + skip : run.start + run.count]
-                self._resends.append(_Rows(np.full(len(steps), handle), steps, inputs))
+                self._resends.append(Rows(np.full(len(steps), handle), steps, inputs))
 
     def _refuse(self, handle: int, error: HiddenstateError) -> None:
-        for run in self._runs(handle):
+        for run in self._waiting(handle):
             self._calls[run.call].refused = error
 
     def _abandon_opening(self, call: Call) -> None:
@@ -786,37 +584,8 @@ class Protocol:
             self._calls.pop(call.number, None)
         self._finished.append(call)
 
-    def _runs(self, handle: int) -> list[_Run]:
-        """What of the session's runs is unanswered, oldest first."""
-        if self._call[handle] == _IDLE:
-            return []
-        first, count = int(self._first[handle]), int(self._count[handle])
-        answered = max(0, int(self._step[handle]) + 1 - first)
-        head = _Run(int(self._call[handle]), first + answered, int(self._start[handle]) + answered, count - answered)
-        return [head, *self._queues.get(handle, ())]
-
-    def _set_runs(self, handle: int, runs: list[_Run]) -> list[_Run]:
-        """Keeps what is left of `runs`, and returns it."""
-        left = [run for run in runs if run.count]
-        self._call[handle] = _IDLE
-        self._queues.pop(handle, None)
-        if left:
-            self._queues[handle] = deque(left)
-            self._promote(handle)
-        return left
-
-    def _promote(self, handle: int) -> None:
-        """Makes the oldest queued run the session's head."""
-        queue = self._queues.get(handle)
-        if not queue:
-            return
-        run = queue.popleft()
-        if not queue:
-            del self._queues[handle]
-        self._call[handle] = run.call
-        self._first[handle] = run.first
-        self._start[handle] = run.start
-        self._count[handle] = run.count
+    def _waiting(self, handle: int) -> list[Run]:
+        return self._runs.of(handle, int(self._step[handle]))
 
     def _require_live(self, session: Session) -> None:
         if session.error:
@@ -828,19 +597,19 @@ class Protocol:
         else:
             handle = self._handles
             self._handles += 1
-        if handle >= len(self._call):
-            self._grow(max(64, 2 * len(self._call)))
+        if handle >= len(self._step):
+            self._grow(max(64, 2 * len(self._step)))
         self._step[handle] = 0
         self._next[handle] = 1
-        self._call[handle] = _IDLE
         return handle
 
     def _grow(self, size: int) -> None:
-        for name in ("_sendable", "_phase", "_step", "_next", "_call", "_first", "_start", "_count"):
+        for name in ("_sendable", "_phase", "_step", "_next", "_scratch"):
             old = getattr(self, name)
             new = np.zeros(size, old.dtype)
             new[: len(old)] = old
             setattr(self, name, new)
+        self._runs.grow(size)
 
 
 def _seconds(duration: Duration) -> float:

@@ -10,21 +10,10 @@ from collections.abc import Coroutine, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
-from hiddenstate.aio import (
-    DEFAULT_SERVER,
-    DEFAULT_TIMEOUT,
-    AsyncClient,
-    AsyncFleet,
-    AsyncSession,
-    Floats,
-    Ids,
-    Metadata,
-    Row,
-    Tokens,
-    Value,
-    Values,
-)
+from hiddenstate.aio import DEFAULT_SERVER, DEFAULT_TIMEOUT, AsyncClient, Metadata
+from hiddenstate.codec import Floats, Ids, Row, Tokens, Value, Values
 from hiddenstate.descriptions import Model, SessionInfo
+from hiddenstate.fleet import AsyncFleet
 from hiddenstate.predictions import (
     FleetPredictions,
     FleetWordPredictions,
@@ -34,6 +23,7 @@ from hiddenstate.predictions import (
     WordPrediction,
     WordPredictions,
 )
+from hiddenstate.session import AsyncSession
 
 if TYPE_CHECKING:
     import grpc

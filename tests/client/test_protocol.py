@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.client.fake import Fake, Held, status
 
+from hiddenstate.calls import Call, Kind, Observing, Session
 from hiddenstate.errors import (
     AnswersLost,
     HiddenstateError,
@@ -17,7 +18,7 @@ from hiddenstate.errors import (
     SessionClosed,
     SessionLost,
 )
-from hiddenstate.protocol import Call, Kind, Observing, Protocol, Session
+from hiddenstate.protocol import Protocol
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
 

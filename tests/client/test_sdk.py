@@ -383,7 +383,7 @@ async def test_cancelling_one_harms_no_other(client: AsyncClient, serving: Servi
 async def test_what_was_given_up_before_it_left_is_not_sent(client: AsyncClient, serving: Serving) -> None:
     session = await client.session("values", id="s")
     await serving.stop()
-    await until(lambda: client._trouble is not None)
+    await until(lambda: client._connection.trouble is not None)
     with pytest.raises(Unavailable):
         await session.observe(1.0, timeout=0.1)
     await serving.start()
@@ -454,7 +454,7 @@ async def test_a_fleet_opens_its_sessions_itself(client: AsyncClient, serving: S
 
 async def test_a_large_fleet_is_cut_into_frames(client: AsyncClient, serving: Serving) -> None:
     fleet = client.fleet("values")
-    client._protocol.max_frame_rows = 100
+    client._connection.protocol.max_frame_rows = 100
     ids = np.arange(1050)
     values = np.random.default_rng(0).normal(size=1050)
     assert (await fleet.observe(ids, values)).mean == pytest.approx(values)
