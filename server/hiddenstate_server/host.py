@@ -37,7 +37,7 @@ class Host:
         self.wall_offset = time.time_ns() - round(clock() * 1e9)
         """Nanoseconds since 1970 at the clock's zero."""
         self.models: list[ServedModel] = []
-        self.directory = Directory()
+        self.directory = Directory(self._model_of)
         self.streams: dict[int, Stream] = {}
         self.draining = False
         self._deserted: asyncio.Event | None = None
@@ -75,10 +75,11 @@ class Host:
 
     # streams
 
-    def connect(self) -> Stream:
+    def connect(self, tenant: str = "") -> Stream:
         """A new stream without sessions."""
         self._last_stream += 1
-        stream = Stream(self._last_stream, self.limits.max_sessions_per_stream, max_unsent=self.limits.max_frame_rows)
+        limits = self.limits
+        stream = Stream(self._last_stream, tenant, limits.max_sessions_per_stream, max_unsent=limits.max_frame_rows)
         self.streams[stream.number] = stream
         return stream
 
@@ -105,7 +106,7 @@ class Host:
     ) -> None:
         """Does what a frame asks for; what is wrong becomes faults on the stream.
 
-        `elsewhere` says what other processes know of ids in an open.
+        `elsewhere` says what other processes know of the keys in an open.
         """
         try:
             match request.WhichOneof("frame"):
@@ -272,10 +273,10 @@ class Host:
             stream = self.streams.get(int(table.stream[row]))
             if stream is not None:
                 stream.unbind(int(table.handle[row]), ending)
-            self.directory.remove(table.ids[row], ending)
+            self.directory.remove(table.keys[row], ending)
             log.info(
                 "session ended",
-                session=table.ids[row],
+                session=table.keys[row],
                 model=model.info.name,
                 version=model.info.version,
                 reason=reason,
@@ -293,17 +294,17 @@ class Host:
             model.metrics.flush(model.arena.used, model.arena.free)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless models, streams and ids agree."""
+        """Raises AssertionError unless models, streams and keys agree."""
         live = 0
         for model in self.models:
             model.check_integrity()
             live += model.arena.used
             for row in model.table.live().tolist():
-                place = self.directory.get(model.table.ids[row])
+                place = self.directory.get(model.table.keys[row])
                 if place is None or place != (model, row):
-                    raise AssertionError("a session's id does not lead to its row")
+                    raise AssertionError("a session's key does not lead to its row")
         if live != len(self.directory):
-            raise AssertionError(f"{len(self.directory)} ids for {live} sessions")
+            raise AssertionError(f"{len(self.directory)} keys for {live} sessions")
         for stream in self.streams.values():
             for handle in stream.bound_handles().tolist():
                 row = int(stream.lookup(np.array([handle]))[0])

@@ -10,7 +10,7 @@ import numpy as np
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.errors import RequestInvalid
 from hiddenstate_server.host import Host
-from hiddenstate_server.sessions import Place
+from hiddenstate_server.sessions import Place, id_of
 from hiddenstate_server.streams import duration
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
@@ -27,7 +27,7 @@ def session(host: Host, place: Place) -> pb.Session:
     lease, last_use = float(table.lease[row]), float(table.last_use[row])
     ends = min(last_use + lease, float(table.detached_at[row]) + host.limits.detach_timeout)
     message = pb.Session(
-        id=table.ids[row],
+        id=id_of(table.keys[row]),
         model=model.info.name,
         version=model.info.version,
         step=int(table.applied[row]),
@@ -54,7 +54,7 @@ def page(host: Host, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse
             rows = rows[created[rows] >= after[0]]
             # Creations are distinct within a process, so one more than a page covers a tie with `after`.
             rows = rows[np.argsort(created[rows])][: size + 2]
-            found += [((int(created[row]), model.table.ids[row]), Place(model, row)) for row in rows.tolist()]
+            found += [((int(created[row]), id_of(model.table.keys[row])), Place(model, row)) for row in rows.tolist()]
     found = sorted((entry for entry in found if entry[0] > after), key=lambda entry: entry[0])
     response = pb.ListSessionsResponse(sessions=[session(host, place) for _, place in found[:size]], total_size=total)
     if len(found) > size:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
 from hiddenstate_server.model import ServedModel
-from hiddenstate_server.sessions import Ended, Place, make_ids, valid_id
+from hiddenstate_server.runtimes import RowArray
+from hiddenstate_server.sessions import Ended, Place, id_of, key_of, make_ids, valid_id
 from hiddenstate_server.streams import Stream, duration
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Refusals = list[tuple[int, errors.ServerError]]
 def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping[str, errors.ServerError]) -> None:
     """Opens or resumes one session per handle; FrameInvalid or InputInvalid refuse the frame.
 
-    `elsewhere` says what other processes know of the ids.
+    `elsewhere` says what other processes know of the keys.
     """
     handles = frames.handles_of(frame.handles, host.limits.max_frame_rows).tolist()
     ids = list(frame.session_ids)
@@ -87,18 +88,18 @@ def _create(
     refused: Refusals = []
     new: dict[str, int] = {}
     for (handle, session_id), made in zip(usable, make_ids(len(usable)), strict=True):
-        session_id = session_id or made
-        live = host.directory.get(session_id) is not None
-        if live or session_id in new or isinstance(elsewhere.get(session_id), errors.SessionElsewhere):
+        key = key_of(stream.tenant, session_id or made)
+        live = host.directory.get(key) is not None
+        if live or key in new or isinstance(elsewhere.get(key), errors.SessionElsewhere):
             refused.append(
                 (handle, errors.SessionExists(f"session {session_id!r} is live; resume it or choose another id"))
             )
         else:
-            new[session_id] = handle
+            new[key] = handle
     _make_room(host, model, len(new))
     places = model.arena.free
-    for session_id, handle in list(new.items())[places:]:
-        del new[session_id]
+    for key, handle in list(new.items())[places:]:
+        del new[key]
         refused.append((handle, errors.SessionLimit(
             f"{model.capacity} sessions of {model.info.name} are live, the limit; close some or try again later",
             limit=model.capacity,
@@ -122,11 +123,11 @@ def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], 
     handles = np.fromiter(new.values(), np.uint32, len(new))
     model.table.start(rows, list(new), lease, host.clock())
     model.table.attach(rows, stream.number, handles)
-    for (session_id, handle), row in zip(new.items(), rows.tolist(), strict=True):
-        host.directory.add(session_id, Place(model, row))
+    for (key, handle), row in zip(new.items(), rows.tolist(), strict=True):
+        host.directory.add(key, Place(model, row))
         stream.bind(handle, model.base + row)
     model.metrics.opened("created", len(new))
-    stream.opened(_opened(model, handles, list(new), np.zeros(len(new), np.int64), lease))
+    stream.opened(_opened(model, handles, rows, lease))
 
 
 def _resume(
@@ -140,9 +141,10 @@ def _resume(
     refused: Refusals = []
     for handle, session_id in usable:
         try:
-            place = host.directory.get(session_id)
+            key = key_of(stream.tenant, session_id)
+            place = host.directory.get(key)
             if place is None:
-                raise elsewhere.get(session_id) or host.directory.missing(session_id)
+                raise elsewhere.get(key) or host.directory.missing(key)
             _check_model(place, session_id, frame)
         except errors.ServerError as error:
             refused.append((handle, error))
@@ -175,16 +177,16 @@ def _take_over(host: Host, stream: Stream, handle: int, place: Place, lease: flo
     table.attach(rows, stream.number, np.array([handle], np.uint32))
     stream.bind(handle, model.base + row)
     model.metrics.opened("resumed", 1)
-    stream.opened(_opened(model, table.handle[rows], [table.ids[row]], table.applied[rows], float(table.lease[row])))
+    stream.opened(_opened(model, table.handle[rows], rows, float(table.lease[row])))
 
 
-def _opened(
-    model: ServedModel, handles: NDArray[np.uint32], ids: list[str], steps: NDArray[np.int64], lease: float
-) -> pb.Opened:
+def _opened(model: ServedModel, handles: NDArray[np.uint32], rows: RowArray, lease: float) -> pb.Opened:
+    table = model.table
     return pb.Opened(
         handles=frames.handle_bytes(handles),
-        session_ids=ids,
-        steps=frames.step_bytes(steps),
+        session_ids=[id_of(table.keys[row]) for row in rows.tolist()],
+        steps=frames.step_bytes(table.applied[rows]),
+        rewinds=frames.handle_bytes(table.rewinds[rows]),
         model=model.info.name,
         version=model.info.version,
         idle_timeout=duration(lease),

@@ -14,7 +14,7 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server import errors
 from hiddenstate_server.host import Host
-from hiddenstate_server.sessions import Ended
+from hiddenstate_server.sessions import Ended, id_of
 
 _SERVICE = "hiddenstate.internal.Peers"
 _LIVE = "LIVE"
@@ -46,27 +46,27 @@ class Peers:
         """Their pages of sessions."""
         return await _answers(service.ListSessions(request, timeout=_TIMEOUT) for service in self._services)
 
-    async def session(self, session_id: str) -> pb.Session | errors.ServerError | None:
-        """Their live session of this id, else how it ended, else None."""
-        fates = await self.fates([session_id])
-        if not isinstance(fates.get(session_id), errors.SessionElsewhere):
-            return fates.get(session_id)
-        request = pb.GetSessionRequest(id=session_id)
+    async def session(self, key: str) -> pb.Session | errors.ServerError | None:
+        """Their live session of this key, else how it ended, else None."""
+        fates = await self.fates([key])
+        if not isinstance(fates.get(key), errors.SessionElsewhere):
+            return fates.get(key)
+        request = pb.GetSessionRequest(id=id_of(key))
         calls = (service.GetSession(request, timeout=_TIMEOUT) for service in self._services)
         found = await _answers(calls, ignore=(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND))
         return found[0].session if found else None
 
-    async def fates(self, session_ids: Sequence[str]) -> dict[str, errors.ServerError]:
-        """For ids they know: SessionElsewhere for a live one, else how it ended."""
+    async def fates(self, keys: Sequence[str]) -> dict[str, errors.ServerError]:
+        """For keys they know: SessionElsewhere for a live one, else how it ended."""
         known: dict[str, errors.ServerError] = {}
-        for answer in await _answers(lookup(list(session_ids), timeout=_TIMEOUT) for lookup in self._lookups):
-            for session_id, fate in answer.items():
+        for answer in await _answers(lookup(list(keys), timeout=_TIMEOUT) for lookup in self._lookups):
+            for key, fate in answer.items():
                 if fate == _LIVE:
-                    known[session_id] = errors.SessionElsewhere(
-                        f"another worker of this server holds session {session_id!r}; connect again to reach it"
+                    known[key] = errors.SessionElsewhere(
+                        f"another worker of this server holds session {id_of(key)!r}; connect again to reach it"
                     )
-                elif not isinstance(known.get(session_id), errors.SessionElsewhere):
-                    known[session_id] = Ended[fate].error()
+                elif not isinstance(known.get(key), errors.SessionElsewhere):
+                    known[key] = Ended[fate].error()
         return known
 
     async def close(self) -> None:
@@ -89,17 +89,17 @@ async def _answers(
 
 
 def lookup_handler(host: Host) -> grpc.GenericRpcHandler:
-    """Answers peers' look-ups: {id: LIVE or how it ended} for the ids this process knows."""
+    """Answers peers' look-ups: {key: LIVE or how it ended} for the keys this process knows."""
 
-    async def lookup(session_ids: list[str], context: Any) -> dict[str, str]:
+    async def lookup(keys: list[str], context: Any) -> dict[str, str]:
         if not is_private(context):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "for the workers of one server only")
         fates = {}
-        for session_id in session_ids:
-            if host.directory.get(session_id) is not None:
-                fates[session_id] = _LIVE
-            elif (ending := host.directory.ending(session_id)) is not None:
-                fates[session_id] = ending.name
+        for key in keys:
+            if host.directory.get(key) is not None:
+                fates[key] = _LIVE
+            elif (ending := host.directory.ending(key)) is not None:
+                fates[key] = ending.name
         return fates
 
     handler = grpc.unary_unary_rpc_method_handler(lookup, json.loads, _encoded)

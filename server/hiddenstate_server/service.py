@@ -14,6 +14,7 @@ from hiddenstate_server import errors, listing, streams
 from hiddenstate_server.host import Host
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.peers import Peers, is_private
+from hiddenstate_server.sessions import key_of
 
 StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamResponse]
 
@@ -45,7 +46,9 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
     async def _read(self, stream: streams.Stream, context: StreamContext) -> None:
         try:
             while not isinstance(request := await context.read(), type(grpc.aio.EOF)):
-                elsewhere = await self._elsewhere(request.open) if self._peers and request.open.session_ids else {}
+                elsewhere = (
+                    await self._elsewhere(stream, request.open) if self._peers and request.open.session_ids else {}
+                )
                 self._host.receive(stream, request, elsewhere)
                 self._wake_engine()
                 await stream.readable()
@@ -53,9 +56,12 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
             stream.read_all = True
             stream.wake()
 
-    async def _elsewhere(self, frame: pb.Open) -> dict[str, errors.ServerError]:
-        """What peers know of the ids in an open that this process does not have."""
-        foreign = [name for name in frame.session_ids if name and self._host.directory.get(name) is None]
+    async def _elsewhere(self, stream: streams.Stream, frame: pb.Open) -> dict[str, errors.ServerError]:
+        """What peers know of the keys in an open that this process does not have."""
+        if not self._peers:
+            return {}
+        keys = [key_of(stream.tenant, name) for name in frame.session_ids if name]
+        foreign = [key for key in keys if self._host.directory.get(key) is None]
         return await self._peers.fates(foreign) if foreign else {}
 
     async def _send(self, stream: streams.Stream, context: StreamContext) -> None:
@@ -84,16 +90,17 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
     async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
         """One live session of any worker, or how it ended."""
         directory = self._host.directory
-        place = directory.get(request.id)
+        key = key_of("", request.id)
+        place = directory.get(key)
         if place is not None:
             return pb.GetSessionResponse(session=listing.session(self._host, place))
         if self._peers and not is_private(context):
-            found = await self._peers.session(request.id)
+            found = await self._peers.session(key)
             if isinstance(found, pb.Session):
                 return pb.GetSessionResponse(session=found)
             if found is not None:
                 raise found
-        raise directory.missing(request.id)
+        raise directory.missing(key)
 
 
 def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:

@@ -1,4 +1,7 @@
-"""Who the sessions are: columns by row for one model, and ids for all models."""
+"""Who the sessions are: columns by row for one model, and keys for all models.
+
+A session's key is its tenant and its id; clients only ever see the id.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from hiddenstate_server.model import ServedModel
 
 DETACHED = -1
+NEVER_STORED = -1
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -44,6 +48,21 @@ _ENDINGS: dict[Ended, errors.ServerError] = {
 }
 
 
+def key_of(tenant: str, session_id: str) -> str:
+    """What names a session inside the server."""
+    return f"{tenant}/{session_id}"
+
+
+def id_of(key: str) -> str:
+    """What its tenant calls the session of this key; ids hold no slash."""
+    return key[key.rindex("/") + 1 :]
+
+
+def tenant_of(key: str) -> str:
+    """Whose session it is."""
+    return key[: key.rindex("/")]
+
+
 class SessionTable:
     """Columns by row: steps, use, lease and the stream that holds it."""
 
@@ -64,11 +83,17 @@ class SessionTable:
         self.handle = np.zeros(capacity, np.uint32)
         self.closing = np.zeros(capacity, np.bool_)
         """A close is queued: nothing more is accepted."""
-        self.ids: list[str] = [""] * capacity
+        self.rewinds = np.zeros(capacity, np.int64)
+        """How many times observations were taken back."""
+        self.durable = np.zeros(capacity, np.int64)
+        """Observations in the state that the store has; NEVER_STORED if it knows nothing of the session."""
+        self.fence = np.zeros(capacity, np.int64)
+        """Rises with every change of owner; the store refuses what comes with a lower one."""
+        self.keys: list[str] = [""] * capacity
         # Rows from here on were never used: what looks at all sessions need not look at all places.
         self._ever_used = 0
 
-    def start(self, rows: RowArray, ids: Sequence[str], lease: float, now: float) -> None:
+    def start(self, rows: RowArray, keys: Sequence[str], lease: float, now: float) -> None:
         """Fills rows for new sessions."""
         self._ever_used = max(self._ever_used, int(rows.max()) + 1)
         self.applied[rows] = self.accepted[rows] = 0
@@ -76,8 +101,10 @@ class SessionTable:
         self.lease[rows] = lease
         self.created[rows] = time.time_ns() + np.arange(len(rows))
         self.closing[rows] = False
-        for row, session_id in zip(rows.tolist(), ids, strict=True):
-            self.ids[row] = session_id
+        self.rewinds[rows] = self.fence[rows] = 0
+        self.durable[rows] = NEVER_STORED
+        for row, key in zip(rows.tolist(), keys, strict=True):
+            self.keys[row] = key
 
     def attach(self, rows: RowArray, stream: int, handles: NDArray[np.uint32]) -> None:
         """Binds rows to a stream's handles."""
@@ -98,7 +125,7 @@ class SessionTable:
         self.stream[rows] = DETACHED
         self.closing[rows] = False
         for row in rows.tolist():
-            self.ids[row] = ""
+            self.keys[row] = ""
 
     def expired(self, now: float, detach_timeout: float) -> RowArray:
         """Rows whose lease, or whose time without a stream, has run out."""
@@ -126,40 +153,47 @@ class Place(NamedTuple):
 
 
 class Directory:
-    """Ids of all live sessions of this process, and how the most recently ended ones ended."""
+    """Keys of all live sessions of this process, and how the most recently ended ones ended."""
 
-    def __init__(self, tombstones: int = 100_000) -> None:
-        self._places: dict[str, Place] = {}
+    def __init__(self, model_of: Callable[[int], ServedModel], tombstones: int = 100_000) -> None:
+        """`model_of` says which model a row of the process belongs to."""
+        # One number a session: a place made when asked for costs nothing while nobody asks.
+        self._rows: dict[str, int] = {}
+        self._model_of = model_of
         self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._tombstones = tombstones
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
-    def get(self, session_id: str) -> Place | None:
+    def get(self, key: str) -> Place | None:
         """The live session's place."""
-        return self._places.get(session_id)
+        row = self._rows.get(key)
+        if row is None:
+            return None
+        model = self._model_of(row)
+        return Place(model, row - model.base)
 
-    def ending(self, session_id: str) -> Ended | None:
-        """How the session of this id ended, if that is known."""
-        return self._ended.get(session_id)
+    def ending(self, key: str) -> Ended | None:
+        """How the session of this key ended, if that is known."""
+        return self._ended.get(key)
 
-    def missing(self, session_id: str) -> errors.ServerError:
-        """Why there is no live session of this id."""
-        ending = self._ended.get(session_id)
+    def missing(self, key: str) -> errors.ServerError:
+        """Why there is no live session of this key."""
+        ending = self._ended.get(key)
         if ending is None:
-            return errors.SessionNotFound(f"no session {session_id!r}; open it with OPEN_MODE_CREATE")
+            return errors.SessionNotFound(f"no session {id_of(key)!r}; open it with OPEN_MODE_CREATE")
         return ending.error()
 
-    def add(self, session_id: str, place: Place) -> None:
-        """Enters a new session, forgetting an earlier one of the same id."""
-        self._ended.pop(session_id, None)
-        self._places[session_id] = place
+    def add(self, key: str, place: Place) -> None:
+        """Enters a new session, forgetting an earlier one of the same key."""
+        self._ended.pop(key, None)
+        self._rows[key] = place.model.base + place.row
 
-    def remove(self, session_id: str, ending: Ended) -> None:
+    def remove(self, key: str, ending: Ended) -> None:
         """Remembers how a session ended."""
-        del self._places[session_id]
-        self._ended[session_id] = ending
+        del self._rows[key]
+        self._ended[key] = ending
         if len(self._ended) > self._tombstones:
             self._ended.popitem(last=False)
 

@@ -45,8 +45,9 @@ class Stream:
     entries that wait for the transport.
     """
 
-    def __init__(self, number: int, max_sessions: int, max_unsent: int) -> None:
+    def __init__(self, number: int, tenant: str, max_sessions: int, max_unsent: int) -> None:
         self.number = number
+        self.tenant = tenant
         self.max_sessions = max_sessions
         self.backlog = 0
         self.unsent = 0

@@ -102,10 +102,10 @@ class Interleavings(RuleBasedStateMachine):
         self.serial += count
         self.host.receive(client.stream, wire.opening(handles, self.model.info.name, ids=ids))
         for handle, name in zip(handles, ids, strict=True):
-            if self.host.directory.get(name) is not None:
+            if self.host.directory.get(f"/{name}") is not None:
                 self.sessions[name] = Told(client, handle)
                 client.sessions[handle] = name
-        for name in [name for name in self.sessions if self.host.directory.get(name) is None]:
+        for name in [name for name in self.sessions if self.host.directory.get(f"/{name}") is None]:
             assert self.sessions[name].holder is None, "an attached session was evicted"
             del self.sessions[name]
 
@@ -142,7 +142,7 @@ class Interleavings(RuleBasedStateMachine):
             return
         self.collect(told.holder)
         faults = len(told.holder.replies.faults)
-        applied = int(self.model.table.applied[self.host.directory.get(name or "").row])  # type: ignore[union-attr]
+        applied = int(self.model.table.applied[self.host.directory.get(f"/{name}").row])  # type: ignore[union-attr]
         step = len(told.sent) + off
         if step == applied:
             told.due.append(step)  # a repeat of the last applied step is answered once more
@@ -161,7 +161,7 @@ class Interleavings(RuleBasedStateMachine):
         told = self.sessions.get(name or "")
         if told is None or told.holder is None or told.closing or not told.sent:
             return
-        row = self.host.directory.get(name or "").row  # type: ignore[union-attr]
+        row = self.host.directory.get(f"/{name}").row  # type: ignore[union-attr]
         idle = self.model.table.applied[row] == len(told.sent)
         self.collect(told.holder)
         before = len(told.holder.replies.observed)
@@ -238,7 +238,7 @@ class Interleavings(RuleBasedStateMachine):
     # what is checked
 
     def forget_ended(self) -> None:
-        for name in [name for name in self.sessions if self.host.directory.get(name) is None]:
+        for name in [name for name in self.sessions if self.host.directory.get(f"/{name}") is None]:
             told = self.sessions[name]
             if told.holder is not None:
                 self.collect(told.holder)
