@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -18,7 +19,7 @@ from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
 from hiddenstate_server.opening import open_sessions
 from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
-from hiddenstate_server.scheduler import WORDS
+from hiddenstate_server.scheduler import CLOSE, WORDS, Batch
 from hiddenstate_server.sessions import Directory, Ended
 from hiddenstate_server.streams import Stream
 
@@ -58,6 +59,7 @@ class Host:
             backlogs=Backlogs(self.limits.max_session_backlog, self.limits.max_stream_backlog),
             metrics=self.metrics.model(info.name, info.version, info.task, runtime.description),
         )
+        model.on(CLOSE, partial(self._finish_closing, model))
         self._rows += model.capacity
         self.models.append(model)
         return model
@@ -241,11 +243,10 @@ class Host:
         """One step of every model that has work."""
         for model in self.models:
             if model.scheduler.ready:
-                closing = model.tick(self.clock())
-                if len(closing):
-                    self._finish_closing(model, closing)
+                model.tick(self.clock())
 
-    def _finish_closing(self, model: ServedModel, rows: RowArray) -> None:
+    def _finish_closing(self, model: ServedModel, batch: Batch, _now: float) -> None:
+        rows = batch.rows
         numbers = model.table.stream[rows]
         for number in np.unique(numbers).tolist():
             self.streams[number].closed(frames.handle_bytes(model.table.handle[rows[numbers == number]]))

@@ -81,6 +81,7 @@ class ModelMetrics:
         self.live = metrics.live.labels(*labels)
         self.rows_used = metrics.rows_used.labels(*labels)
         self.rows_free = metrics.rows_free.labels(*labels)
+        self._replayed = metrics.replayed.labels(*labels)
         self._stepped = 0
         self._answered = 0
 
@@ -94,6 +95,10 @@ class ModelMetrics:
         self._step_compute.add_one(time.perf_counter() - start)
         self._batch_size.add_one(rows)
         self._stepped += rows
+
+    def replayed(self, rows: int) -> None:
+        """Notes observations fed again."""
+        self._replayed.inc(rows)
 
     def observed(self, latencies: NDArray[np.float64]) -> None:
         """Notes answers handed to the transport, seconds since their receipt."""
@@ -154,6 +159,7 @@ class Metrics:
         self.batch_size = histogram("hiddenstate_batch_size_rows", "Rows stepped together.", model, ROWS)
         self.frame_size = histogram("hiddenstate_frame_size_rows", "Rows of an observe frame.", (), ROWS)
         self.observations = counter("hiddenstate_observations_total", "Observations applied.", *model)
+        self.replayed = counter("hiddenstate_replayed_total", "Observations fed again, to rewind or re-warm.", *model)
         self.predictions = counter("hiddenstate_predictions_total", "Predictions handed to the transport.", *model)
         self.errors = counter("hiddenstate_errors_total", "Errors answered, by reason.", "reason")
         self.opened = counter("hiddenstate_sessions_opened_total", "Sessions created or resumed.", *model, "how")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,20 @@ from hiddenstate_server.arena import Arena
 from hiddenstate_server.engine import Engine
 from hiddenstate_server.frames import handle_bytes, step_bytes
 from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column
-from hiddenstate_server.scheduler import CLOSE, HOLD, KIND, OBSERVE, PEEK, WORDS, Batch, FlagArray, Scheduler, runs_of
+from hiddenstate_server.scheduler import (
+    CLOSE,
+    HOLD,
+    KIND,
+    OBSERVE,
+    PEEK,
+    SILENT,
+    WORDS,
+    Batch,
+    Dropped,
+    FlagArray,
+    Scheduler,
+    runs_of,
+)
 from hiddenstate_server.sessions import SessionTable
 from hiddenstate_server.streams import RUN_ANSWER_ROWS, Part, Stream
 
@@ -28,6 +41,9 @@ log = logging.getLogger(__name__)
 
 _SMALL_FRAME = 4
 """Up to this many rows, checking one by one beats a dozen array operations."""
+
+Act: TypeAlias = Callable[[Batch, float], None]
+"""Does what items of one kind ask for: of distinct rows, at a monotonic second."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,9 @@ class ServedModel:
         self.table = SessionTable(capacity)
         self.scheduler = Scheduler(capacity, info.empty_input)
         self.metrics = metrics
+        self._acts: dict[int, Act] = {}
+        self.on(OBSERVE, self._observe)
+        self.on(PEEK, self._peek)
         self._streams = streams
         self._backlogs = backlogs
         self._fields = self.arena.outputs._fields
@@ -300,22 +319,28 @@ class ServedModel:
 
     # the tick
 
-    def tick(self, now: float) -> RowArray:
-        """Takes one batch, steps it and hands answers to the streams; returns rows whose close is due."""
+    def on(self, kind: int, act: Act) -> None:
+        """Has the items of a kind acted on by `act`, in the order of kinds."""
+        self._acts = dict(sorted({**self._acts, kind: act}.items()))
+
+    def tick(self, now: float) -> None:
+        """Takes one batch and acts on its items, kind by kind."""
         batch = self.scheduler.take(self.engine.max_batch)
         self.table.last_use[batch.rows] = now
-        if not np.bitwise_or.reduce(batch.flags) & KIND:
+        if not np.bitwise_or.reduce(batch.flags) & (KIND | SILENT):
             self._step(batch, now)
-            return _NO_ROWS
+            return
         kinds = batch.flags & KIND
-        for kind, act in ((OBSERVE, self._step), (PEEK, self._peek)):
+        for kind, act in self._acts.items():
             mask = kinds == kind
             if mask.any():
-                act(Batch(*(column[mask] for column in batch)), now)
-        closing: RowArray = batch.rows[kinds == CLOSE]
-        return closing
+                act(batch.only(mask), now)
 
-    def _step(self, batch: Batch, now: float) -> None:
+    def _observe(self, batch: Batch, now: float) -> None:
+        silent = (batch.flags & SILENT) > 0
+        self._step(batch, now, silent if silent.any() else None)
+
+    def _step(self, batch: Batch, now: float, silent: NDArray[np.bool_] | None = None) -> None:
         start = self.metrics.step_started(now, batch.received)
         try:
             outputs = self.engine.step(batch.rows, batch.inputs)
@@ -324,21 +349,34 @@ class ServedModel:
             self._fail(batch)
             return
         self.metrics.step_finished(start, len(batch.rows))
-        self.table.applied[batch.rows] += 1
-        self._deliver(batch.rows, outputs, batch.flags, batch.received)
+        if silent is not None:
+            self.metrics.replayed(int(silent.sum()))
+            heard = ~silent
+            batch, outputs = batch.only(heard), each_column(outputs, lambda column: column[heard])
+        if len(batch.rows):
+            self.table.applied[batch.rows] += 1
+            self._deliver(batch.rows, outputs, batch.flags, batch.received)
 
     def _peek(self, batch: Batch, _now: float) -> None:
         self._deliver(batch.rows, self.engine.last(batch.rows), batch.flags, batch.received)
 
     def _fail(self, batch: Batch) -> None:
         """Answers a failed batch, and what waited behind it, with INTERNAL; the states are as before."""
-        behind = self.drop(batch.rows)
         error = errors.InternalError("the step failed; the server's log has the details")
-        for row in [*batch.rows.tolist(), *behind.rows.tolist()]:
+        behind = self.drop(batch.rows, error)
+        heard = batch.rows[(batch.flags & SILENT) == 0]
+        self._forget_backlog(heard)
+        untold = behind.rows[[argument is None for argument in behind.arguments]]
+        for row in [*heard.tolist(), *untold.tolist()]:
             self.metrics.fault(error)
             stream = self._streams[int(self.table.stream[row])]
-            stream.backlog -= 1
             stream.fault(error, int(self.table.handle[row]), int(self.table.applied[row]) + 1)
+
+    def _forget_backlog(self, rows: RowArray) -> None:
+        """Takes rows that will not be answered off what their streams have under way."""
+        numbers, counts = np.unique(self.table.stream[rows], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            self._streams[number].backlog -= count
 
     def _deliver(self, rows: RowArray, outputs: Outputs, flags: FlagArray, received: DoubleArray) -> None:
         """Packs answers by stream, and by whether they carry words."""
@@ -376,11 +414,19 @@ class ServedModel:
 
     # sessions
 
-    def drop(self, rows: RowArray) -> Batch:
-        """Forgets what is queued for these rows; the next step they accept follows the last applied."""
+    def drop(self, rows: RowArray, error: errors.ServerError | None = None) -> Dropped:
+        """Forgets what is queued for these rows; the next step they accept follows the last applied.
+
+        Who waits for items with arguments is told of `error`, if there is one. Returns what was to be answered.
+        """
         dropped = self.scheduler.drop(rows)
+        self._forget_backlog(dropped.rows)
         self.table.accepted[rows] = self.table.applied[rows]
         self.table.closing[rows] = False
+        if error is not None:
+            for argument in dropped.arguments:
+                if argument is not None:
+                    argument.abandon(error)
         return dropped
 
     def check_integrity(self) -> None:
@@ -397,6 +443,3 @@ class ServedModel:
             stream = self._streams.get(int(self.table.stream[row]))
             if stream is None or int(stream.lookup(self.table.handle[row : row + 1])[0]) != self.base + row:
                 raise AssertionError("work is queued for a session no stream holds")
-
-
-_NO_ROWS: RowArray = np.empty(0, np.int64)

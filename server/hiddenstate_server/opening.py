@@ -166,7 +166,7 @@ def _take_over(host: Host, stream: Stream, handle: int, place: Place, lease: flo
     table, rows, now = model.table, np.array([place.row]), host.clock()
     holder = host.streams.get(int(table.stream[row]))
     if holder is not None:
-        holder.backlog -= len(model.drop(rows).rows)
+        model.drop(rows, Ended.TAKEN_OVER.error())
         old_handle = int(table.handle[row])
         holder.unbind(old_handle, Ended.TAKEN_OVER)
         host.metrics.fault(Ended.TAKEN_OVER.error())

@@ -7,29 +7,48 @@ whole arrays: enqueueing a frame or taking a batch costs no Python per item.
 
 The ready queue holds chunks (arrays of slots). A chunk too long for a tick is cut, and its rest goes to the
 back of the queue, which keeps one long frame from holding up the others.
+
+What few items carry beyond an input (where to rewind to, which copies to make) stands in a side table, so that
+the columns stay as narrow as an observation.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiddenstate_server.runtimes import DoubleArray, InputArray, RowArray
 
-OBSERVE, PEEK, CLOSE = 0, 1, 2
-KIND = 0b0011
-HOLD = 0b0100
+if TYPE_CHECKING:
+    from hiddenstate_server.errors import ServerError
+
+OBSERVE, PEEK, CLOSE, REWIND, EXPORT, GENERATE, FORK, REWARM = range(8)
+"""A tick acts on its items kind by kind, in this order: those that need new rows, and may evict, come last."""
+KIND = 0b0000_1111
+HOLD = 0b0001_0000
 """More of the same session's run follows: the answer may wait for it."""
-WORDS = 0b1000
+WORDS = 0b0010_0000
 """Answer with words beside the tokens."""
+SILENT = 0b0100_0000
+"""An observation fed again: it is neither counted nor answered."""
 
 FlagArray = NDArray[np.uint8]
 SlotArray = NDArray[np.int64]
 
 _NONE = -1
+_NO_ARGUMENTS: Mapping[int, Any] = MappingProxyType({})
+
+
+class Argument(Protocol):
+    """What an item carries beyond an input."""
+
+    def abandon(self, error: ServerError) -> None:
+        """Tells whoever waits for the item that it is dropped."""
 
 
 class Batch(NamedTuple):
@@ -40,6 +59,21 @@ class Batch(NamedTuple):
     flags: FlagArray
     received: DoubleArray
     """Seconds of the monotonic clock."""
+    arguments: Mapping[int, Any]
+    """By row, where an item has one."""
+
+    def only(self, mask: NDArray[np.bool_]) -> Batch:
+        """The items where `mask` [n] is true."""
+        return Batch(self.rows[mask], self.inputs[mask], self.flags[mask], self.received[mask], self.arguments)
+
+
+class Dropped(NamedTuple):
+    """Work that is not done; a row may stand in it often."""
+
+    rows: RowArray
+    flags: FlagArray
+    arguments: Sequence[Argument | None]
+    """One per item; None where it has none."""
 
 
 class Runs(NamedTuple):
@@ -92,6 +126,7 @@ class Scheduler:
         self._received = np.zeros(slots, np.float64)
         self._inputs = np.zeros((slots, *inputs.shape[1:]), inputs.dtype)
         self._used = np.zeros(slots, np.bool_)
+        self._arguments: dict[int, Argument] = {}
         self._slots = np.arange(slots)
         self._free = self._slots[::-1].copy()
         self._free_count = slots
@@ -121,19 +156,16 @@ class Scheduler:
         flags: FlagArray | int,
         received: float,
         runs: Runs | None = None,
+        arguments: Sequence[Argument] = (),
     ) -> None:
-        """Queues n items behind what their rows have; `runs` unless the rows are distinct."""
+        """Queues n items behind what their rows have; `runs` unless the rows are distinct.
+
+        `arguments` has none or n.
+        """
         if len(rows) == 1:
-            self._add_one(int(rows[0]), inputs, flags, received)
+            self._add_one(int(rows[0]), inputs, flags, received, arguments)
             return
-        slots = self._allocate(len(rows))
-        self._row[slots] = rows
-        self._next[slots] = _NONE
-        self._flags[slots] = flags
-        self._received[slots] = received
-        self._used[slots] = True
-        if inputs is not None:
-            self._inputs[slots] = inputs
+        slots = self._fill(rows, len(rows), inputs, flags, received, arguments)
         if runs is None:
             self.pending[rows] += 1
             self._chain(rows, slots, slots)
@@ -144,7 +176,36 @@ class Scheduler:
         self._next[slots[:-1][inner]] = slots[1:][inner]
         self._chain(rows[runs.order][runs.first], slots[runs.first], slots[runs.last])
 
-    def _add_one(self, row: int, inputs: InputArray | None, flags: FlagArray | int, received: float) -> None:
+    def _fill(
+        self,
+        rows: RowArray | int,
+        count: int,
+        inputs: InputArray | None,
+        flags: FlagArray | int,
+        received: float,
+        arguments: Sequence[Argument],
+    ) -> SlotArray:
+        """Slots for n items, without a chain."""
+        slots = self._allocate(count)
+        self._row[slots] = rows
+        self._next[slots] = _NONE
+        self._flags[slots] = flags
+        self._received[slots] = received
+        self._used[slots] = True
+        if inputs is not None:
+            self._inputs[slots] = inputs
+        if arguments:
+            self._arguments.update(zip(slots.tolist(), arguments, strict=True))
+        return slots
+
+    def _add_one(
+        self,
+        row: int,
+        inputs: InputArray | None,
+        flags: FlagArray | int,
+        received: float,
+        arguments: Sequence[Argument],
+    ) -> None:
         """`add` of a single item: plain indexing costs a fifth of the array operations."""
         if not self._free_count:
             self._grow()
@@ -157,6 +218,8 @@ class Scheduler:
         self._used[slot] = True
         if inputs is not None:
             self._inputs[slot] = inputs[0]
+        if arguments:
+            self._arguments[int(slot)] = arguments[0]
         self.pending[row] += 1
         tail = self._tail[row]
         self._tail[row] = slot
@@ -177,11 +240,54 @@ class Scheduler:
         if not waits.all():
             self._ready.append(heads[~waits])
 
+    def insert(
+        self,
+        row: int,
+        inputs: InputArray | None,
+        flags: FlagArray,
+        received: float,
+        arguments: Sequence[Argument] = (),
+    ) -> None:
+        """Queues n items, as many as `flags` has, before what a row has."""
+        count = len(flags)
+        if not self.pending[row]:
+            rows = np.full(count, row, np.int64)
+            self.add(rows, inputs, flags, received, runs_of(rows), arguments)
+            return
+        head = self._head(row)
+        slots = self._fill(row, count, inputs, flags, received, arguments)
+        # The slot of a chain's head stands in the ready queue. So it stays, for the first of the new items, and what it
+        # held moves behind the last of them.
+        moved = int(slots[0])
+        self._swap(head, moved)
+        chain = np.concatenate([[head], slots[1:], [moved]])
+        self._next[moved] = self._next[head]
+        self._next[chain[:-1]] = chain[1:]
+        if self._tail[row] == head:
+            self._tail[row] = moved
+        self.pending[row] += count
+
+    def _head(self, row: int) -> int:
+        """The ready slot of a row with something queued; what was made ready last is looked at first."""
+        for chunk in reversed(self._ready):
+            found = chunk[self._row[chunk] == row]
+            if len(found):
+                return int(found[0])
+        raise AssertionError("a row with something queued is not ready")
+
+    def _swap(self, slot: int, other: int) -> None:
+        for column in (self._flags, self._received, self._inputs):
+            column[[slot, other]] = column[[other, slot]]
+        arguments = self._arguments
+        held = {to: arguments.pop(at) for at, to in ((slot, other), (other, slot)) if at in arguments}
+        arguments.update(held)
+
     def take(self, limit: int) -> Batch:
         """Removes up to `limit` ready items; what waits behind them becomes ready for the next tick."""
         slots = self._take_ready(limit)
         rows = self._row[slots]
-        batch = Batch(rows, self._inputs[slots], self._flags[slots], self._received[slots])
+        arguments = self._take_arguments(slots) if self._arguments else _NO_ARGUMENTS
+        batch = Batch(rows, self._inputs[slots], self._flags[slots], self._received[slots], arguments)
         self.pending[rows] -= 1
         following = self._next[slots]
         if following.max() == _NONE:
@@ -205,22 +311,29 @@ class Scheduler:
             room -= len(chunk)
         return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
-    def drop(self, rows: RowArray) -> Batch:
-        """Removes everything queued for these rows, in the order it was queued."""
+    def _take_arguments(self, slots: SlotArray) -> Mapping[int, Any]:
+        rows = self._row[slots].tolist()
+        arguments = self._arguments
+        return {row: arguments.pop(slot) for row, slot in zip(rows, slots.tolist(), strict=True) if slot in arguments}
+
+    def drop(self, rows: RowArray) -> Dropped:
+        """Removes everything queued for these rows; returns, in the order queued, what was to be answered."""
         rows = rows[self.pending[rows] > 0]
         doomed = np.zeros(len(self.pending), np.bool_)
         doomed[rows] = True
         slots = np.flatnonzero(self._used & doomed[self._row])
         slots = slots[np.argsort(self._received[slots], kind="stable")]
-        batch = Batch(self._row[slots], self._inputs[slots], self._flags[slots], self._received[slots])
+        heard = slots[(self._flags[slots] & SILENT) == 0]
+        arguments = [self._arguments.pop(slot, None) for slot in heard.tolist()]
+        dropped = Dropped(self._row[heard], self._flags[heard], arguments)
         if len(slots) == 0:
-            return batch
+            return dropped
         self.pending[rows] = 0
         self._tail[rows] = _NONE
         kept = (chunk[~doomed[self._row[chunk]]] for chunk in self._ready)
         self._ready = deque(chunk for chunk in kept if len(chunk))
         self._release(slots)
-        return batch
+        return dropped
 
     def _allocate(self, count: int) -> SlotArray:
         while count > self._free_count:
@@ -263,3 +376,5 @@ class Scheduler:
                 raise AssertionError("a chain is not as long as its session's count")
         if not (self._tail[self.pending == 0] == _NONE).all():
             raise AssertionError("a session without work has a chain")
+        if not self._used[list(self._arguments)].all():
+            raise AssertionError("an argument is left of an item that is gone")

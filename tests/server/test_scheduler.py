@@ -1,6 +1,7 @@
 """The scheduler against a deque for every session."""
 
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,9 +9,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hiddenstate_server.scheduler import HOLD, OBSERVE, Scheduler, runs_of
+from hiddenstate_server.errors import ServerError
+from hiddenstate_server.scheduler import HOLD, OBSERVE, SILENT, Scheduler, runs_of
 
 ROWS = 7
+
+
+@dataclass(eq=False)
+class Note:
+    """An argument to be recognised by."""
+
+    item: int
+
+    def abandon(self, error: ServerError) -> None:
+        raise AssertionError("the scheduler tells nobody") from error
 
 
 class AgainstDeques(RuleBasedStateMachine):
@@ -19,11 +31,13 @@ class AgainstDeques(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scheduler = Scheduler(ROWS, np.empty(0, np.int64), slots=2)
+        self.silent: set[int] = set()
+        self.notes: dict[int, Note] = {}
         self.queues: list[deque[int]] = [deque() for _ in range(ROWS)]
         self.serial = 0
 
-    @rule(rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=12))
-    def add(self, rows: list[int]) -> None:
+    @rule(rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=12), noted=st.booleans())
+    def add(self, rows: list[int], noted: bool) -> None:
         column = np.array(rows)
         items = np.arange(self.serial, self.serial + len(rows))
         self.serial += len(rows)
@@ -31,9 +45,21 @@ class AgainstDeques(RuleBasedStateMachine):
         assert distinct == (len(set(rows)) == len(rows))
         runs = None if distinct else runs_of(column)
         flags = OBSERVE if runs is None else runs.flagged(OBSERVE, HOLD)
-        self.scheduler.add(column, items, flags, float(self.serial), runs)
+        notes = [Note(item) for item in items.tolist()] if noted else []
+        self.notes.update(zip(items.tolist(), notes, strict=False))
+        self.scheduler.add(column, items, flags, float(self.serial), runs, notes)
         for row, item in zip(rows, items.tolist(), strict=True):
             self.queues[row].append(item)
+
+    @rule(row=st.integers(0, ROWS - 1), count=st.integers(1, 5), noted=st.booleans(), silent=st.booleans())
+    def insert(self, row: int, count: int, noted: bool, silent: bool) -> None:
+        items = np.arange(self.serial, self.serial + count)
+        self.serial += count
+        notes = [Note(item) for item in items.tolist()] if noted and not silent else []
+        self.notes.update(zip(items.tolist(), notes, strict=False))
+        self.silent.update(items.tolist() if silent else ())
+        self.scheduler.insert(row, items, np.full(count, SILENT if silent else OBSERVE, np.uint8), 0.0, notes)
+        self.queues[row].extendleft(items[::-1].tolist())
 
     @rule(limit=st.integers(1, 9))
     def take(self, limit: int) -> None:
@@ -46,12 +72,15 @@ class AgainstDeques(RuleBasedStateMachine):
         assert len(set(batch.rows.tolist())) == len(batch.rows)
         for row, item in zip(batch.rows.tolist(), batch.inputs.tolist(), strict=True):
             assert self.queues[row].popleft() == item
+            assert batch.arguments.get(row) is self.notes.pop(item, None)
 
     @rule(rows=st.sets(st.integers(0, ROWS - 1)))
     def drop(self, rows: set[int]) -> None:
         dropped = self.scheduler.drop(np.array(sorted(rows), np.int64))
-        expected = [(row, item) for row in rows for item in self.queues[row]]
-        assert sorted(zip(dropped.rows.tolist(), dropped.inputs.tolist(), strict=True)) == sorted(expected)
+        heard = [(row, item) for row in rows for item in self.queues[row] if item not in self.silent]
+        assert sorted(dropped.rows.tolist()) == sorted(row for row, _ in heard)
+        noted = {argument for argument in dropped.arguments if argument is not None}
+        assert noted == {self.notes.get(item) for _, item in heard} - {None}
         for row in rows:
             self.queues[row].clear()
 
