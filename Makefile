@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto bench prometheus clean
+.PHONY: help setup demo test check proto bench torture prometheus clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,9 @@ proto: $(INSTALLED) ## Generate the Python code of the wire contract
 
 bench: $(INSTALLED) ## Measure the server beside an echo server and the bare engine (ARGS="--seconds 10")
 	@$(BIN)/python -m bench $(ARGS)
+
+torture: $(INSTALLED) ## Kill servers, stores and connections under load for an hour (ARGS="kill-behind --count 50 --seed 7")
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.torture $(ARGS)
 
 prometheus: $(INSTALLED)
 	@deploy/get-prometheus.sh $(BIN)
