@@ -7,7 +7,16 @@ import time
 import numpy as np
 
 from hiddenstate_server.arena import Arena
-from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, RowArray, Runtime, each_column, write_rows
+from hiddenstate_server.runtimes import (
+    FloatArray,
+    InputArray,
+    Outputs,
+    RowArray,
+    Runtime,
+    each_column,
+    places_of,
+    write_rows,
+)
 
 TARGET_STEP_SECONDS = 0.004
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -24,11 +33,15 @@ class Engine:
 
     def step(self, rows: RowArray, inputs: InputArray) -> Outputs:
         """Steps n <= max_batch distinct rows with one input each and keeps states and outputs."""
-        states = self._gathered[: len(rows)]
-        np.take(self.arena.states, rows, axis=0, out=states, mode="clip")
+        places = places_of(rows)
+        if isinstance(places, slice):
+            states = self.arena.states[places]
+        else:
+            states = self._gathered[: len(rows)]
+            np.take(self.arena.states, rows, axis=0, out=states, mode="clip")
         outputs, next_states = self._runtime.step(inputs, states)
-        self.arena.states[rows] = next_states
-        write_rows(self.arena.outputs, rows, outputs)
+        self.arena.states[places] = next_states
+        write_rows(self.arena.outputs, places, outputs)
         return outputs
 
     def last(self, rows: RowArray) -> Outputs:

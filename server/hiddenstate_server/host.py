@@ -128,6 +128,23 @@ class Host:
             self._refuse(stream, error)
 
     def _observe(self, stream: Stream, observe: pb.Observe) -> None:
+        if not self._observe_one(stream, observe):
+            self._observe_rows(stream, observe)
+
+    def _observe_one(self, stream: Stream, observe: pb.Observe) -> bool:
+        """Queues a frame of one row without any arrays, unless something about it needs a closer look."""
+        handle = frames.handle_of(observe.handles)
+        row = -1 if handle is None else stream.row_of(handle)
+        if row < 0:
+            return False
+        model = self._model_of(row)
+        data = observe.values if model.info.text is None else observe.tokens
+        if not model.observe_one(stream, row - model.base, observe.steps, data, self.clock()):
+            return False
+        self.metrics.frame(1)
+        return True
+
+    def _observe_rows(self, stream: Stream, observe: pb.Observe) -> None:
         handles = frames.handles_of(observe.handles, self.limits.max_frame_rows)
         count = len(handles)
         self.metrics.frame(count)

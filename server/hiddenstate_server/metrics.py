@@ -100,13 +100,14 @@ class ModelMetrics:
         """Notes observations fed again."""
         self._replayed.inc(rows)
 
-    def observed(self, latencies: NDArray[np.float64]) -> None:
+    def observed(self, latencies: NDArray[np.float64] | float) -> None:
         """Notes answers handed to the transport, seconds since their receipt."""
-        if len(latencies) == 1:
-            self._latency.add_one(latencies[0])
+        if isinstance(latencies, float):
+            self._latency.add_one(latencies)
+            self._answered += 1
         else:
             self._latency.add(latencies)
-        self._answered += len(latencies)
+            self._answered += len(latencies)
 
     def fault(self, error: ServerError) -> None:
         """Counts an error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,7 @@ from hiddenstate_server import errors
 from hiddenstate_server.arena import Arena
 from hiddenstate_server.engine import Engine
 from hiddenstate_server.frames import handle_bytes, step_bytes
-from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column
+from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column, places_of
 from hiddenstate_server.scheduler import (
     CLOSE,
     HOLD,
@@ -32,7 +33,8 @@ from hiddenstate_server.scheduler import (
     runs_of,
 )
 from hiddenstate_server.sessions import SessionTable
-from hiddenstate_server.streams import RUN_ANSWER_ROWS, Part, Stream
+from hiddenstate_server.singles import SingleReplies
+from hiddenstate_server.streams import RUN_ANSWER_ROWS, Part, Single, Stream
 
 if TYPE_CHECKING:
     from hiddenstate_server.metrics import ModelMetrics
@@ -96,6 +98,16 @@ class ModelInfo:
             invalid = large[:, 0] if large.shape[1] == 1 else np.logical_or.reduce(large, axis=1)
         return invalid
 
+    def input_of(self, data: bytes) -> int | tuple[float, ...] | None:
+        """The input of one row, packed as on the wire; None unless the model can take it."""
+        if self.text is not None:
+            token = int.from_bytes(data, "little", signed=True)
+            return token if len(data) == 4 and 0 <= token < len(self.text.vocabulary) else None
+        if len(data) != 8 * len(self.columns):
+            return None
+        values = struct.unpack(f"<{len(self.columns)}d", data)
+        return None if any(abs(value) > LARGEST_VALUE for value in values) else values
+
     def refusal(self, value: Any) -> errors.InputInvalid:
         """Why an input is invalid."""
         if self.text is not None:
@@ -157,7 +169,9 @@ class ServedModel:
         self.on(PEEK, self._peek)
         self._streams = streams
         self._backlogs = backlogs
-        self._fields = self.arena.outputs._fields
+        self._fields = ("handles", "steps", *self.arena.outputs._fields)
+        columns = (self.table.handle, self.table.applied.view(np.uint64), *self.arena.outputs)
+        self._singles = SingleReplies(dict(zip(self._fields, columns, strict=True)), max_batch)
         self._vocabulary = () if info.text is None else info.text.vocabulary
 
     @property
@@ -166,6 +180,24 @@ class ServedModel:
         return int(self.arena.outputs[1].shape[1])
 
     # frames in
+
+    def observe_one(self, stream: Stream, row: int, steps: bytes, data: bytes, now: float) -> bool:
+        """Queues a frame's only row, input and step as on the wire; False if it needs a closer look."""
+        table, scheduler, limits = self.table, self.scheduler, self._backlogs
+        step = table.accepted.item(row) + 1
+        value = self.info.input_of(data)
+        if (
+            value is None
+            or (steps and (len(steps) != 8 or int.from_bytes(steps, "little") != step))
+            or table.closing.item(row)
+            or scheduler.pending.item(row) >= limits.session
+            or stream.backlog >= limits.stream
+        ):
+            return False
+        table.accepted[row] = step
+        stream.backlog += 1
+        scheduler.add_one(row, value, OBSERVE, now)
+        return True
 
     def observe(
         self,
@@ -326,8 +358,8 @@ class ServedModel:
     def tick(self, now: float) -> None:
         """Takes one batch and acts on its items, kind by kind."""
         batch = self.scheduler.take(self.engine.max_batch)
-        self.table.last_use[batch.rows] = now
-        if not np.bitwise_or.reduce(batch.flags) & (KIND | SILENT):
+        self.table.last_use[places_of(batch.rows)] = now
+        if not marks_of(batch.flags) & (KIND | SILENT):
             self._step(batch, now)
             return
         kinds = batch.flags & KIND
@@ -354,7 +386,7 @@ class ServedModel:
             heard = ~silent
             batch, outputs = batch.only(heard), each_column(outputs, lambda column: column[heard])
         if len(batch.rows):
-            self.table.applied[batch.rows] += 1
+            self.table.applied[places_of(batch.rows)] += 1
             self._deliver(batch.rows, outputs, batch.flags, batch.received)
 
     def _peek(self, batch: Batch, _now: float) -> None:
@@ -380,8 +412,15 @@ class ServedModel:
 
     def _deliver(self, rows: RowArray, outputs: Outputs, flags: FlagArray, received: DoubleArray) -> None:
         """Packs answers by stream, and by whether they carry words."""
-        keys = self.table.stream[rows]
-        marks = np.bitwise_or.reduce(flags)
+        places = places_of(rows)
+        keys = self.table.stream[places]
+        marks = marks_of(flags)
+        if (
+            not marks
+            and len(rows) <= len(self._streams)
+            and self._deliver_singles(places, keys.tolist(), outputs, received)
+        ):
+            return
         worded = bool(marks & WORDS)
         if worded:
             keys = 2 * keys + ((flags & WORDS) > 0)
@@ -411,6 +450,18 @@ class ServedModel:
             stream.answer(part)
             if not marks & HOLD or stream.unsent >= RUN_ANSWER_ROWS or not (flags[start:end] & HOLD).all():
                 stream.wake()
+
+    def _deliver_singles(
+        self, places: RowArray | slice, numbers: Sequence[int], outputs: Outputs, received: DoubleArray
+    ) -> bool:
+        """Hands out answers of plain observations, if each is for another one of the streams `numbers`."""
+        if len(set(numbers)) < len(numbers):
+            return False
+        columns = (self.table.handle[places], self.table.applied[places], *outputs)
+        replies = self._singles.encode(columns)
+        for number, reply, at in zip(numbers, replies, received.tolist(), strict=True):
+            self._streams[number].answer_single(Single(reply, self._singles, at, self.metrics.observed))
+        return True
 
     # sessions
 
@@ -443,3 +494,8 @@ class ServedModel:
             stream = self._streams.get(int(self.table.stream[row]))
             if stream is None or int(stream.lookup(self.table.handle[row : row + 1])[0]) != self.base + row:
                 raise AssertionError("work is queued for a session no stream holds")
+
+
+def marks_of(flags: FlagArray) -> int:
+    """All flags that any of the rows has."""
+    return int(np.bitwise_or.reduce(flags)) if len(flags) > 1 else flags.item()

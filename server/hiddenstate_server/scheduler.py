@@ -163,7 +163,8 @@ class Scheduler:
         `arguments` has none or n.
         """
         if len(rows) == 1:
-            self._add_one(int(rows[0]), inputs, flags, received, arguments)
+            flag = flags if isinstance(flags, int) else int(flags[0])
+            self.add_one(int(rows[0]), None if inputs is None else inputs[0], flag, received, arguments)
             return
         slots = self._fill(rows, len(rows), inputs, flags, received, arguments)
         if runs is None:
@@ -198,30 +199,23 @@ class Scheduler:
             self._arguments.update(zip(slots.tolist(), arguments, strict=True))
         return slots
 
-    def _add_one(
-        self,
-        row: int,
-        inputs: InputArray | None,
-        flags: FlagArray | int,
-        received: float,
-        arguments: Sequence[Argument],
-    ) -> None:
-        """`add` of a single item: plain indexing costs a fifth of the array operations."""
+    def add_one(self, row: int, value: Any, flags: int, received: float, arguments: Sequence[Argument] = ()) -> None:
+        """`add` of a single item, `value` its input or None: plain indexing costs a fifth of the array operations."""
         if not self._free_count:
             self._grow()
         self._free_count -= 1
-        slot = self._free[self._free_count]
+        slot = self._free.item(self._free_count)
         self._row[slot] = row
         self._next[slot] = _NONE
-        self._flags[slot] = flags if isinstance(flags, int) else flags[0]
+        self._flags[slot] = flags
         self._received[slot] = received
         self._used[slot] = True
-        if inputs is not None:
-            self._inputs[slot] = inputs[0]
+        if value is not None:
+            self._inputs[slot] = value
         if arguments:
-            self._arguments[int(slot)] = arguments[0]
-        self.pending[row] += 1
-        tail = self._tail[row]
+            self._arguments[slot] = arguments[0]
+        self.pending[row] = self.pending.item(row) + 1
+        tail = self._tail.item(row)
         self._tail[row] = slot
         if tail == _NONE:
             self._ready.append(self._slots[slot : slot + 1])
@@ -285,8 +279,10 @@ class Scheduler:
     def take(self, limit: int) -> Batch:
         """Removes up to `limit` ready items; what waits behind them becomes ready for the next tick."""
         slots = self._take_ready(limit)
-        rows = self._row[slots]
         arguments = self._take_arguments(slots) if self._arguments else _NO_ARGUMENTS
+        if len(slots) == 1:
+            return self._take_one(slots.item(), arguments)
+        rows = self._row[slots]
         batch = Batch(rows, self._inputs[slots], self._flags[slots], self._received[slots], arguments)
         self.pending[rows] -= 1
         following = self._next[slots]
@@ -297,6 +293,22 @@ class Scheduler:
             self._tail[rows[~waits]] = _NONE
             self._ready.append(following[waits])
         self._release(slots)
+        return batch
+
+    def _take_one(self, slot: int, arguments: Mapping[int, Any]) -> Batch:
+        """`take` of the ready item in this slot."""
+        at = slice(slot, slot + 1)
+        rows, inputs, flags = self._row[at].copy(), self._inputs[at].copy(), self._flags[at].copy()
+        batch = Batch(rows, inputs, flags, self._received[at].copy(), arguments)
+        row, following = rows.item(), self._next.item(slot)
+        self.pending[row] = self.pending.item(row) - 1
+        if following == _NONE:
+            self._tail[row] = _NONE
+        else:
+            self._ready.append(self._slots[following : following + 1])
+        self._used[slot] = False
+        self._free[self._free_count] = slot
+        self._free_count += 1
         return batch
 
     def _take_ready(self, limit: int) -> SlotArray:

@@ -16,7 +16,8 @@ from hiddenstate_server.model import ServedModel
 from hiddenstate_server.peers import Peers, is_private
 from hiddenstate_server.sessions import key_of
 
-StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamResponse]
+StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, bytes]
+_SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 
 
 class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
@@ -66,8 +67,8 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
 
     async def _send(self, stream: streams.Stream, context: StreamContext) -> None:
         while await stream.sendable():
-            response, parts, rows = stream.take()
-            await context.write(response)
+            reply, parts, rows = stream.take()
+            await context.write(reply)
             stream.sent(parts, rows, self._host.clock())
 
     async def ListModels(self, _request: pb.ListModelsRequest, _context: Any) -> pb.ListModelsResponse:
@@ -101,6 +102,15 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
             if found is not None:
                 raise found
         raise directory.missing(key)
+
+
+def register(service: HiddenStateService, server: grpc.aio.Server) -> None:
+    """Has the server serve this; replies on streams are encoded already."""
+    pb_grpc.add_HiddenStateServiceServicer_to_server(service, server)
+    stream: grpc.RpcMethodHandler[pb.StreamRequest, bytes] = grpc.stream_stream_rpc_method_handler(
+        service.Stream, request_deserializer=pb.StreamRequest.FromString, response_serializer=None
+    )
+    server.add_registered_method_handlers(_SERVICE.full_name, {"Stream": stream})
 
 
 def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.errors import ServerError
 from hiddenstate_server.runtimes import DoubleArray, RowArray
+from hiddenstate_server.singles import SingleReplies
 
 UNKNOWN = -1
 RUN_ANSWER_ROWS = 256
@@ -27,15 +28,39 @@ class Part(NamedTuple):
 
     peeked: bool
     fields: tuple[str, ...]
-    """Names of the output columns."""
+    """Names of the columns in Predictions."""
     vocabulary: Sequence[str]
     """Words to answer with beside the tokens; empty for none."""
     columns: tuple[bytes, ...]
-    """Handles, steps, then the output columns."""
     received: DoubleArray
     """Monotonic seconds at which each row came in."""
     observe_latency: Callable[[DoubleArray], None]
     """Told the seconds from receipt to hand-over, once handed over."""
+
+    def handed_over(self, now: float) -> None:
+        """The transport has it."""
+        if not self.peeked:
+            self.observe_latency(now - self.received)
+
+
+class Single(NamedTuple):
+    """A prediction of one row, already encoded as a whole reply."""
+
+    reply: bytes
+    encoder: SingleReplies
+    received: float
+    """Monotonic seconds at which it came in."""
+    observe_latency: Callable[[DoubleArray | float], None]
+    """Told the seconds from receipt to hand-over, once handed over."""
+
+    def part(self) -> Part:
+        """The same for a reply that holds more."""
+        columns = self.encoder.columns(self.reply)
+        return Part(False, self.encoder.fields, (), columns, np.array([self.received]), self.observe_latency)
+
+    def handed_over(self, now: float) -> None:
+        """The transport has it."""
+        self.observe_latency(now - self.received)
 
 
 class Stream:
@@ -58,7 +83,7 @@ class Stream:
         self._max_unsent = max_unsent
         # The last element stays UNKNOWN: lookups clip to it.
         self._rows = np.full(9, UNKNOWN, np.int64)
-        self._parts: deque[Part] = deque()
+        self._parts: deque[Part | Single] = deque()
         self._faults: deque[pb.Fault] = deque()
         self._opened: list[pb.Opened] = []
         self._closed: list[bytes] = []
@@ -73,6 +98,10 @@ class Stream:
     def lookup(self, handles: NDArray[np.uint32]) -> RowArray:
         """Global row of each handle; UNKNOWN or a value of Ended where there is none."""
         return self._rows.take(handles, mode="clip")
+
+    def row_of(self, handle: int) -> int:
+        """`lookup` of one handle."""
+        return self._rows.item(handle) if handle < len(self._rows) else UNKNOWN
 
     def bind(self, handle: int, row: int) -> None:
         """Gives a handle below `max_sessions` a global row."""
@@ -104,6 +133,12 @@ class Stream:
         """Adds predictions; they leave at the next wake."""
         self._parts.append(part)
         self.unsent += len(part.received)
+
+    def answer_single(self, single: Single) -> None:
+        """Adds a prediction and has it sent."""
+        self._parts.append(single)
+        self.unsent += 1
+        self.wake()
 
     def fault(self, error: ServerError, handle: int | None = None, step: int = 0) -> None:
         """Adds what went wrong with one session, or with a frame."""
@@ -147,15 +182,12 @@ class Stream:
         while not (self._due and self.unsent):
             if self.unsent == 0 and self.backlog == 0 and (self.read_all or self.ending is not None):
                 return False
-            await self._sleep_sender()
+            self._sender = asyncio.get_running_loop().create_future()
+            try:
+                await self._sender
+            finally:
+                self._sender = None
         return True
-
-    async def _sleep_sender(self) -> None:
-        self._sender = asyncio.get_running_loop().create_future()
-        try:
-            await self._sender
-        finally:
-            self._sender = None
 
     async def readable(self) -> None:
         """Waits while more is unsent than the client may leave unread."""
@@ -166,10 +198,14 @@ class Stream:
             finally:
                 self._reader = None
 
-    def take(self) -> tuple[pb.StreamResponse, list[Part], int]:
+    def take(self) -> tuple[bytes, Sequence[Part | Single], int]:
         """The next reply frame, of bounded size; its parts and its rows of backlog are for `sent`."""
+        if self.unsent == 1 and self._parts and isinstance(single := self._parts[0], Single):
+            self._parts.clear()
+            self._due, self._taken = False, 1
+            return single.reply, (single,), 1
         response = pb.StreamResponse()
-        rows, entries, parts = 0, 0, []
+        rows, entries, parts = 0, 0, list[Part]()
         if self._opened:
             response.opened.extend(self._opened)
             entries += len(self._opened)
@@ -192,23 +228,24 @@ class Stream:
             entries += 1
         self._due = bool(self._parts or self._faults)
         self._taken = rows + entries
-        return response, parts, rows
+        return response.SerializeToString(), parts, rows
 
     def _take_parts(self) -> list[Part]:
         parts, size = [], 0
         while self._parts and size < _REPLY_BYTES:
             part = self._parts.popleft()
+            if isinstance(part, Single):
+                part = part.part()
             size += sum(map(len, part.columns))
             parts.append(part)
         return parts
 
-    def sent(self, parts: Iterable[Part], rows: int, now: float) -> None:
+    def sent(self, parts: Iterable[Part | Single], rows: int, now: float) -> None:
         """The transport has taken the reply of the last `take`."""
         self.backlog -= rows
         self.unsent -= self._taken
         for part in parts:
-            if not part.peeked:
-                part.observe_latency(now - part.received)
+            part.handed_over(now)
         if self._reader is not None and not self._reader.done() and self.unsent <= self._max_unsent:
             self._reader.set_result(None)
 
@@ -229,8 +266,7 @@ def _add_predictions(messages: Any, parts: Sequence[Part]) -> None:
     columns = first.columns
     if len(parts) > 1:
         columns = tuple(b"".join(pieces) for pieces in zip(*(part.columns for part in parts), strict=True))
-    outputs = dict(zip(first.fields, columns[2:], strict=True))
-    predictions = messages.add(handles=columns[0], steps=columns[1], **outputs)
+    predictions = messages.add(**dict(zip(first.fields, columns, strict=True)))
     if first.vocabulary:
         words = first.vocabulary
         predictions.top_words.extend(words[token] for token in np.frombuffer(predictions.top_tokens, "<i4").tolist())

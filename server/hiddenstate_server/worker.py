@@ -16,13 +16,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server import __version__, errors
 from hiddenstate_server.host import Host
 from hiddenstate_server.metrics import Metrics, metrics_server
 from hiddenstate_server.peers import Peers, lookup_handler, socket_address
 from hiddenstate_server.repository import LoadedModel
-from hiddenstate_server.service import HiddenStateService
+from hiddenstate_server.service import HiddenStateService, register
 from hiddenstate_server.settings import Settings
 
 log = structlog.get_logger("hiddenstate_server")
@@ -61,9 +60,7 @@ class Worker:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        pb_grpc.add_HiddenStateServiceServicer_to_server(
-            HiddenStateService(self.host, self._peers, self._wake), self._server
-        )
+        register(HiddenStateService(self.host, self._peers, self._wake), self._server)
         self._server.add_generic_rpc_handlers((lookup_handler(self.host),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -124,7 +121,12 @@ class Worker:
         self._drained.set()
 
     def _wake(self) -> None:
-        if self._work is not None and not self._work.done():
+        if self._work is None or self._work.done():
+            return
+        if len(self.host.streams) == 1:
+            # Nobody else can join the batch, so nothing is gained by a turn of the loop.
+            self.host.tick()
+        if self.host.ready:
             self._work.set_result(None)
 
     async def _run_engine(self) -> None:
@@ -134,9 +136,8 @@ class Worker:
                 self._work = loop.create_future()
                 await self._work
                 self._work = None
-                if len(host.streams) > 1:
-                    # What other streams have already sent is read in this turn of the loop and joins the batch.
-                    await asyncio.sleep(0)
+                # What other streams have already sent is read in this turn of the loop and joins the batch.
+                await asyncio.sleep(0)
             host.tick()
             # Lets the loop read what has come in meanwhile: it is the next batch.
             await asyncio.sleep(0)

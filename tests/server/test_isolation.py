@@ -249,9 +249,9 @@ class Interleavings(RuleBasedStateMachine):
     def collect(self, client: Client) -> None:
         """Takes what the stream has to send, and checks every prediction in it."""
         while client.stream.unsent:
-            response, parts, rows = client.stream.take()
+            reply, parts, rows = client.stream.take()
             client.stream.sent(parts, rows, self.clock())
-            client.replies.add(response)
+            client.replies.add(pb.StreamResponse.FromString(reply))
         for answer in client.replies.observed[client.seen :]:
             name = client.sessions[answer.handle]
             told = self.sessions[name]

@@ -61,7 +61,7 @@ def test_peeks_count_too() -> None:
     stream, replies = host.connect(), Replies()
     host.receive(stream, opening([0], "words"))
     host.receive(stream, peek([0] * 6))
-    replies.add(stream.take()[0])
+    replies.add(pb.StreamResponse.FromString(stream.take()[0]))
     assert_exhausted(replies, "STREAM_BACKLOG", 2)
 
 
@@ -124,9 +124,9 @@ def test_a_failing_step_is_answered_and_the_session_goes_on() -> None:
     host.receive(stream, words([0], [6], [1]))
     host.tick()
     while stream.unsent:
-        response, parts, rows = stream.take()
+        reply, parts, rows = stream.take()
         stream.sent(parts, rows, 0.0)
-        replies.add(response)
+        replies.add(pb.StreamResponse.FromString(reply))
     assert replies.reasons == ["INTERNAL"] * 3
     assert [(answer.handle, answer.step) for answer in replies.observed] == [(0, 1)]
     assert stream.backlog == 0
