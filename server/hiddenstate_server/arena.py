@@ -20,25 +20,30 @@ class Arena:
         self.outputs = each_column(outputs, lambda column: np.zeros((capacity, *column.shape[1:]), column.dtype))
         self._initial_outputs = outputs
         self._initial_state = state.reshape(-1)
-        self._free = np.arange(capacity - 1, -1, -1, dtype=np.int64)
-        self._free_count = capacity
+        # Rows given back, for the next ones; those from `_ever_used` on were never held.
+        self._returned = np.zeros(capacity, np.int64)
+        self._returned_count = 0
+        self._ever_used = 0
 
     @property
     def free(self) -> int:
         """Rows nobody holds."""
-        return self._free_count
+        return self._returned_count + self.capacity - self._ever_used
 
     @property
     def used(self) -> int:
         """Rows held by sessions."""
-        return self.capacity - self._free_count
+        return self._ever_used - self._returned_count
 
     def allocate(self, count: int) -> RowArray:
         """`count` rows in the initial state; the caller has checked `free`."""
-        if count > self._free_count:
-            raise ValueError(f"{count} rows asked for, {self._free_count} free")
-        self._free_count -= count
-        rows: RowArray = self._free[self._free_count : self._free_count + count].copy()
+        if count > self.free:
+            raise ValueError(f"{count} rows asked for, {self.free} free")
+        again = min(count, self._returned_count)
+        self._returned_count -= again
+        returned = self._returned[self._returned_count : self._returned_count + again]
+        rows: RowArray = np.concatenate([returned, np.arange(self._ever_used, self._ever_used + count - again)])
+        self._ever_used += count - again
         self.states[rows] = self._initial_state
         write_rows(self.outputs, rows, self._initial_outputs)
         return rows
@@ -47,12 +52,12 @@ class Arena:
         """Gives rows back, zeroed, so that nothing of a session outlives it."""
         self.states[rows] = 0
         write_rows(self.outputs, rows, 0)
-        self._free[self._free_count : self._free_count + len(rows)] = rows
-        self._free_count += len(rows)
+        self._returned[self._returned_count : self._returned_count + len(rows)] = rows
+        self._returned_count += len(rows)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless free rows are distinct and zero."""
-        free = self._free[: self._free_count]
+        """Raises AssertionError unless rows given back are distinct and zero."""
+        free = self._returned[: self._returned_count]
         if len(np.unique(free)) != len(free):
             raise AssertionError("a row is free twice")
         if self.states[free].any() or any(column[free].any() for column in self.outputs):

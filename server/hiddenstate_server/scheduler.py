@@ -40,7 +40,8 @@ SILENT = 0b0100_0000
 FlagArray = NDArray[np.uint8]
 SlotArray = NDArray[np.int64]
 
-_NONE = -1
+_NONE = 0
+"""No slot: the first one is never given out, so that columns start as untouched zeros."""
 _NO_ARGUMENTS: Mapping[int, Any] = MappingProxyType({})
 
 
@@ -118,10 +119,10 @@ class Scheduler:
         """`inputs` is an empty array of the model's input dtype and row shape: [0] or [0, columns]."""
         self.pending = np.zeros(capacity, np.int64)
         """Items queued for each row."""
-        self._tail = np.full(capacity, _NONE, np.int64)
+        self._tail = np.zeros(capacity, np.int64)
         self._stamp = np.zeros(capacity, np.int64)
         self._row = np.zeros(slots, np.int64)
-        self._next = np.full(slots, _NONE, np.int64)
+        self._next = np.zeros(slots, np.int64)
         self._flags = np.zeros(slots, np.uint8)
         self._received = np.zeros(slots, np.float64)
         self._inputs = np.zeros((slots, *inputs.shape[1:]), inputs.dtype)
@@ -129,12 +130,12 @@ class Scheduler:
         self._arguments: dict[int, Argument] = {}
         self._slots = np.arange(slots)
         self._free = self._slots[::-1].copy()
-        self._free_count = slots
+        self._free_count = slots - 1
         self._ready: deque[SlotArray] = deque()
 
     def __len__(self) -> int:
         """Items queued in all."""
-        return len(self._free) - self._free_count
+        return len(self._free) - 1 - self._free_count
 
     @property
     def ready(self) -> bool:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from hiddenstate_server.model import ServedModel
 
 DETACHED = -1
-NEVER_STORED = -1
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -71,40 +70,57 @@ class SessionTable:
         """Observations in the state."""
         self.accepted = np.zeros(capacity, np.int64)
         """Observations in the state or queued for it."""
-        self.last_use = np.full(capacity, np.inf)
+        self.last_use = np.zeros(capacity)
         """Monotonic seconds; infinite in a free row, so that it never expires."""
         self.lease = np.zeros(capacity)
         """Seconds the session may be idle."""
-        self.detached_at = np.full(capacity, np.inf)
+        self.detached_at = np.zeros(capacity)
         """Monotonic seconds; infinite while a stream holds it."""
         self.created = np.zeros(capacity, np.int64)
         """Nanoseconds since 1970, distinct; 0 in a free row."""
-        self.stream = np.full(capacity, DETACHED, np.int64)
+        self.stream = np.zeros(capacity, np.int64)
         self.handle = np.zeros(capacity, np.uint32)
         self.closing = np.zeros(capacity, np.bool_)
         """A close is queued: nothing more is accepted."""
         self.rewinds = np.zeros(capacity, np.int64)
         """How many times observations were taken back."""
         self.durable = np.zeros(capacity, np.int64)
-        """Observations in the state that the store has; NEVER_STORED if it knows nothing of the session."""
+        """Observations in the state that the store has."""
+        self.stored = np.zeros(capacity, np.bool_)
+        """The store knows the session."""
+        self.unsaved = np.zeros(capacity, np.bool_)
+        """Something changed that the store is to be told of."""
+        self.writing = np.zeros(capacity, np.bool_)
+        """What changed is on its way to the store."""
+        self.stored_use = np.zeros(capacity)
+        """The last use the store knows of, in monotonic seconds."""
         self.fence = np.zeros(capacity, np.int64)
         """Rises with every change of owner; the store refuses what comes with a lower one."""
-        self.keys: list[str] = [""] * capacity
-        # Rows from here on were never used: what looks at all sessions need not look at all places.
-        self._ever_used = 0
+        self.keys: list[str] = []
+        """As long as rows were ever used; empty in a free row."""
 
     def start(self, rows: RowArray, keys: Sequence[str], lease: float, now: float) -> None:
         """Fills rows for new sessions."""
-        self._ever_used = max(self._ever_used, int(rows.max()) + 1)
+        self._grow(int(rows.max()) + 1)
         self.applied[rows] = self.accepted[rows] = 0
         self.last_use[rows] = now
         self.lease[rows] = lease
         self.created[rows] = time.time_ns() + np.arange(len(rows))
         self.closing[rows] = False
-        self.rewinds[rows] = self.fence[rows] = 0
-        self.durable[rows] = NEVER_STORED
+        self.rewinds[rows] = self.durable[rows] = 0
+        self.fence[rows] = 1
+        self.stored_use[rows] = now
+        self.stored[rows] = self.writing[rows] = False
+        self.unsaved[rows] = True
         for row, key in zip(rows.tolist(), keys, strict=True):
             self.keys[row] = key
+
+    def _grow(self, used: int) -> None:
+        # Rows that were never used are not looked at, so capacity costs address space and no memory.
+        fresh = slice(len(self.keys), used)
+        self.last_use[fresh] = self.detached_at[fresh] = np.inf
+        self.stream[fresh] = DETACHED
+        self.keys.extend([""] * (used - len(self.keys)))
 
     def attach(self, rows: RowArray, stream: int, handles: NDArray[np.uint32]) -> None:
         """Binds rows to a stream's handles."""
@@ -123,26 +139,26 @@ class SessionTable:
         self.detached_at[rows] = np.inf
         self.created[rows] = 0
         self.stream[rows] = DETACHED
-        self.closing[rows] = False
+        self.closing[rows] = self.unsaved[rows] = self.writing[rows] = False
         for row in rows.tolist():
             self.keys[row] = ""
 
     def expired(self, now: float, detach_timeout: float) -> RowArray:
         """Rows whose lease, or whose time without a stream, has run out."""
-        used = slice(self._ever_used)
+        used = slice(len(self.keys))
         idle = self.last_use[used] + self.lease[used] <= now
         return np.flatnonzero(idle | (self.detached_at[used] + detach_timeout <= now))
 
     def least_recently_used(self, count: int) -> RowArray:
         """Up to `count` detached rows, those used longest ago."""
-        detached = np.flatnonzero(np.isfinite(self.detached_at[: self._ever_used]))
+        detached = np.flatnonzero(np.isfinite(self.detached_at[: len(self.keys)]))
         if len(detached) <= count:
             return detached
         return detached[np.argpartition(self.last_use[detached], count - 1)[:count]]
 
     def live(self) -> RowArray:
         """Rows that hold sessions."""
-        return np.flatnonzero(self.created[: self._ever_used])
+        return np.flatnonzero(self.created[: len(self.keys)])
 
 
 class Place(NamedTuple):

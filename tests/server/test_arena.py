@@ -40,6 +40,8 @@ def test_more_rows_than_there_are() -> None:
 def test_integrity_check_finds_a_dirty_free_row() -> None:
     runtime = MixingWords()
     arena = Arena(2, *runtime.initial())
-    arena.states[1, 0] = 1.0
+    row = arena.allocate(1)
+    arena.release(row)
+    arena.states[row, 0] = 1.0
     with pytest.raises(AssertionError, match="free row"):
         arena.check_integrity()
