@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.torture.processes import Program, free_port
+from tests.torture.processes import Program, free_port, http_get
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "deploy/envoy.yaml"
@@ -23,7 +23,8 @@ class Envoy(Program):
         resources = configuration["static_resources"]
         (listener,), (cluster,) = resources["listeners"], resources["clusters"]
         listener["address"] = _address(self.port)
-        configuration["admin"]["address"] = _address(free_port())
+        self._admin_port = free_port()
+        configuration["admin"]["address"] = _address(self._admin_port)
         (endpoints,) = cluster["load_assignment"]["endpoints"]
         endpoints["lb_endpoints"] = [{"endpoint": {"address": _address(port)}} for port in replicas]
         path = folder / "envoy.yaml"
@@ -35,6 +36,11 @@ class Envoy(Program):
     def address(self) -> str:
         """For clients."""
         return f"127.0.0.1:{self.port}"
+
+    async def healthy(self) -> int:
+        """How many replicas it sends streams to."""
+        clusters = await http_get(self._admin_port, "/clusters")
+        return clusters.count("::health_flags::healthy")
 
 
 def _address(port: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,15 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+async def http_get(port: int, path: str) -> str:
+    """The body of a page of this machine."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer.decode().partition("\r\n\r\n")[2]
 
 
 class Program:
@@ -140,12 +150,34 @@ class Server(Program):
 
     async def metric(self, name: str) -> float:
         """The sum of a metric's samples."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.metrics_port)
-        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-        text = (await reader.read()).decode().partition("\r\n\r\n")[2]
-        writer.close()
+        text = await http_get(self.metrics_port, "/metrics")
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         return sum(sample.value for sample in samples if sample.name == name)
+
+
+def redis_command() -> str | None:
+    """The real Valkey or Redis server; `make test` fetches one from Debian."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return shutil.which("valkey-server", path=path) or shutil.which("redis-server", path=path)
+
+
+class Redis(Program):
+    """A real Valkey or Redis that has on disk whatever it acknowledged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        data = folder / "redis"
+        data.mkdir(parents=True, exist_ok=True)
+        flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data), "--save", ""]
+        flags += ["--appendonly", "yes", "--appendfsync", "always"]
+        command = redis_command()
+        assert command, "no Valkey and no Redis here"
+        super().__init__([command, *flags], folder / "redis.log", "Ready to accept connections")
+
+    @property
+    def url(self) -> str:
+        """For --store."""
+        return f"redis://127.0.0.1:{self.port}/0"
 
 
 def in_small_tmpfs(mount_point: Path, size: str) -> list[str]:

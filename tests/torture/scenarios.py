@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tests.torture.clients import Crowd, Load
+from tests.torture.envoy import Envoy
 from tests.torture.network import CuttingProxy
-from tests.torture.processes import Server, in_small_tmpfs
+from tests.torture.processes import Redis, Server, in_small_tmpfs
 from tests.torture.reference import LoneModel
 
 GRACE_SECONDS = 10.0
@@ -167,6 +168,56 @@ async def disk_full(plan: Plan) -> Outcome:
     return outcome(crowd, len(moments), moments)
 
 
+async def store_killed(plan: Plan) -> Outcome:
+    """The Redis-protocol store dies by SIGKILL and comes back; now and then the server with it."""
+    choices, moments = plan.random, []
+    store = Redis(plan.folder)
+    server = Server(plan.folder, plan.models, "--store", store.url)
+    async with store.running(), server.running(), plan.crowd(server.address) as crowd:
+        for number in range(plan.count):
+            await crowd.during(choices.uniform(0.05, 1.0))
+            moments.append(time.monotonic())
+            store.kill()
+            await crowd.during(choices.uniform(0, 0.5))
+            both = choices.random() < 0.3
+            if both:
+                server.kill()
+            await store.start()
+            if both:
+                await server.start()
+            plan.progress(number + 1)
+        await crowd.until(lambda: server.is_healthy(STORE_HEALTH))
+        await crowd.moved_on()
+    return outcome(crowd, len(moments), moments)
+
+
+async def rolling_restart(plan: Plan) -> Outcome:
+    """Two replicas behind Envoy, restarted in turn while sessions stream through it."""
+    moments = []
+    store = Redis(plan.folder)
+    replicas = [Server(plan.folder, plan.models, "--store", store.url, name=f"replica-{i}") for i in range(2)]
+    envoy = Envoy(plan.folder, [replica.port for replica in replicas])
+    async with AsyncExitStack() as running:
+        for program in (store, *replicas, envoy):
+            await running.enter_async_context(program.running())
+        async with plan.crowd(envoy.address) as crowd:
+            await crowd.moved_on()
+            for number in range(plan.count):
+                replica = replicas[number % 2]
+                moments.append(time.monotonic())
+                assert await replica.stop() == 0, replica.printed()
+                await replica.start()
+                await crowd.until(lambda: both_healthy(envoy))
+                plan.progress(number + 1)
+            await crowd.moved_on()
+    return outcome(crowd, len(moments), moments)
+
+
+async def both_healthy(envoy: Envoy) -> bool:
+    """Whether the next replica may be restarted."""
+    return await envoy.healthy() == 2
+
+
 def fill(path: Path) -> None:
     """Writes to a file until the disk is full."""
     with path.open("ab", buffering=0) as file:
@@ -188,5 +239,7 @@ SCENARIOS: Mapping[str, Callable[[Plan], Coroutine[Any, Any, Outcome]]] = {
     "worker-killed": worker_killed,
     "drained": drained,
     "disk-full": disk_full,
+    "store-killed": store_killed,
+    "rolling-restart": rolling_restart,
 }
 """By the name that `make torture` takes."""
