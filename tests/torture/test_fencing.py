@@ -9,10 +9,18 @@ import pytest
 from tests.torture.processes import Redis, Server, redis_command
 from tests.torture.reference import LoneModel
 
-from hiddenstate import AsyncClient, SessionTakenOver
+from hiddenstate import AsyncClient, AsyncSession, SessionTakenOver, ValuePrediction
 
 MODEL = "next-value"
 FIRST, SECOND = [20.0, 21.0, 19.5, 20.2], [20.4, 20.9, 21.7]
+
+
+async def observed_on(session: AsyncSession, late: asyncio.Task[ValuePrediction]) -> None:
+    """Goes on with a session for a few seconds: its old owner may answer before it learns what happened meanwhile."""
+    await late
+    for _ in range(100):
+        await session.observe(99.0)
+        await asyncio.sleep(0.05)
 
 
 async def test_a_stopped_owner_cannot_overwrite(tmp_path: Path, models: Path, lone: dict[str, LoneModel]) -> None:
@@ -35,10 +43,7 @@ async def test_a_stopped_owner_cannot_overwrite(tmp_path: Path, models: Path, lo
             old.signal(signal.SIGCONT)
 
             with pytest.raises(SessionTakenOver):
-                await late  # answered from the old state, if at all, before the old owner learns of it
-                for _ in range(100):
-                    await held.observe(99.0)
-                    await asyncio.sleep(0.05)
+                await observed_on(held, late)
 
             expected = lone[MODEL].answers([*FIRST, *SECOND])
             np.testing.assert_allclose(predictions.location, [answer[1] for answer in expected[-3:]], rtol=1e-5)
