@@ -71,6 +71,7 @@ def serving(command: Sequence[str], env: Mapping[str, str], bin_folder: Path, fo
         {**env, "PATH": f"{bin_folder}:{os.environ['PATH']}", "HOME": str(folder), "TMPDIR": str(folder)},
         HIDDENSTATE_PORT=str(server.port),
         HIDDENSTATE_METRICS_PORT=str(server.metrics_port),
+        HIDDENSTATE_STATE_FOLDER=str(folder),
     )
     program = str(bin_folder / command[0])
     log = folder / "server.log"

@@ -40,6 +40,14 @@ def test_mounted_files_exist_and_are_read_only(services: dict[str, Any]) -> None
         assert mode == "ro"
 
 
+def test_sessions_are_kept_on_a_volume(services: dict[str, Any], stages: dict[str, Stage]) -> None:
+    ((volume, folder),) = (mount.split(":") for mount in services["server"]["volumes"])
+    assert volume in yaml.safe_load((ROOT / "docker-compose.yml").read_text())["volumes"]
+    assert folder == stages["cpu"].env["HIDDENSTATE_STATE_FOLDER"]
+    made = [value for kind, value in stages["base"].instructions if kind == "RUN"]
+    assert any(f"--owner {dict(stages['base'].instructions)['USER']}" in run and folder in run for run in made)
+
+
 def test_the_server_is_built_from_a_stage_that_exists(services: dict[str, Any], stages: dict[str, Stage]) -> None:
     build = services["server"]["build"]
     assert (ROOT / build["context"] / build["dockerfile"]).is_file()
