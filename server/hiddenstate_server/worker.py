@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -177,4 +178,17 @@ async def serve_shared(
     server = Worker(settings, models, peers)
     port = await server.start([f"{settings.host}:{settings.port}", own], share_port=True)
     announce(ready_line(settings.host, port, models))
+    _stop_with_supervisor()
     await server.run_until_signal()
+
+
+def _stop_with_supervisor() -> None:
+    """Treats the supervisor's death as SIGTERM: it cannot send one any more, and its port would stay taken."""
+    supervisor, loop = multiprocessing.parent_process(), asyncio.get_running_loop()
+    assert supervisor is not None, "workers are started by a supervisor"
+
+    def died() -> None:
+        loop.remove_reader(supervisor.sentinel)
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(supervisor.sentinel, died)

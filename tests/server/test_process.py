@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -208,19 +209,27 @@ async def test_several_workers_are_one_server(start: Start) -> None:
     assert await server.stop() == 0
 
 
+def workers(server: Process) -> set[int]:
+    """PIDs of a server's worker processes."""
+    pids = map(int, Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split())
+    return {pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()}
+
+
+def runs(pid: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def test_a_worker_that_dies_is_replaced(start: Start) -> None:
     server = await start("--workers", "2")
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-
-    def workers() -> set[int]:
-        pids = map(int, children.read_text().split())
-        return {pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()}
-
-    before = workers()
+    before = workers(server)
     assert len(before) == 2
     os.kill(min(before), signal.SIGKILL)
     async with asyncio.timeout(60):
-        while len(workers() - before) != 1:
+        while len(workers(server) - before) != 1:
             await asyncio.sleep(0.1)
         while True:
             wire = server.wire()
@@ -232,6 +241,18 @@ async def test_a_worker_that_dies_is_replaced(start: Start) -> None:
                 break
             await asyncio.sleep(0.1)
     assert await server.stop() == 0
+
+
+async def test_workers_go_when_their_supervisor_is_killed(start: Start) -> None:
+    server = await start("--workers", "2")
+    orphans = workers(server)
+    assert len(orphans) == 2
+    server.process.kill()
+    async with asyncio.timeout(60):
+        while any(map(runs, orphans)):
+            await asyncio.sleep(0.05)
+        assert server.process.stdout is not None
+        await server.process.stdout.read()
 
 
 async def refusal(*arguments: str, **environment: str) -> str:
