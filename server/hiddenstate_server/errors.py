@@ -16,19 +16,13 @@ StartError: the server cannot start; its message is all the operator sees.
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 DOMAIN = "hiddenstate"
-
-log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
@@ -247,42 +241,3 @@ class ModelNotFound(ServerError):
 
 class InternalError(ServerError):
     """A fault of the server; its log has the details."""
-
-
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: ServerError) -> None:
-    """Ends the call with the error's rich status; always raises."""
-    await context.abort_with_status(rpc_status.to_status(error.status()))
-
-
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns a ServerError raised by a handler into its rich status, anything unforeseen into INTERNAL."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Wraps unary-unary and stream-stream handlers; leaves others as they are."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        if handler.unary_unary is not None:
-            return handler._replace(unary_unary=_mapped(handler.unary_unary))
-        if handler.stream_stream is not None and inspect.iscoroutinefunction(handler.stream_stream):
-            return handler._replace(stream_stream=_mapped(handler.stream_stream))
-        return handler
-
-
-def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            return await function(request, context)
-        except ServerError as error:
-            await abort(context, error)
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            log.exception("unforeseen error in a call")
-            await abort(context, InternalError("the server failed; its log has the details"))
-
-    return call

@@ -78,7 +78,7 @@ class Host:
     # streams
 
     def connect(self, tenant: str = "") -> Stream:
-        """A new stream without sessions."""
+        """A new stream of a tenant, without sessions."""
         self._last_stream += 1
         limits = self.limits
         stream = Stream(self._last_stream, tenant, limits.max_sessions_per_stream, max_unsent=limits.max_frame_rows)

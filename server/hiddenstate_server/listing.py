@@ -40,8 +40,8 @@ def session(host: Host, place: Place) -> pb.Session:
     return message
 
 
-def page(host: Host, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
-    """This process's page; RequestInvalid for a page_token that no page gave, or an oversized page."""
+def page(host: Host, tenant: str, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
+    """This process's page of a tenant; RequestInvalid for a page_token that no page gave, or an oversized page."""
     size = _page_size(request)
     after = _position(request.page_token)
     found: list[tuple[Position, Place]] = []
@@ -49,7 +49,7 @@ def page(host: Host, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse
     for model in host.models:
         if request.model in ("", model.info.name):
             created = model.table.created
-            rows = model.table.live()
+            rows = model.table.live(tenant)
             total += len(rows)
             rows = rows[created[rows] >= after[0]]
             # Creations are distinct within a process, so one more than a page covers a tie with `after`.

@@ -14,7 +14,8 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server import errors
 from hiddenstate_server.host import Host
-from hiddenstate_server.sessions import Ended, id_of
+from hiddenstate_server.sessions import Ended, id_of, tenant_of
+from hiddenstate_server.tenants import TENANT_HEADER, is_private
 
 _SERVICE = "hiddenstate.internal.Peers"
 _LIVE = "LIVE"
@@ -24,11 +25,6 @@ _TIMEOUT = 5.0
 def socket_address(folder: Path, worker: int) -> str:
     """Where a worker listens for its peers."""
     return f"unix:{folder / f'worker-{worker}.sock'}"
-
-
-def is_private(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
-    """Whether a call came from a peer."""
-    return context.peer().startswith("unix:")
 
 
 class Peers:
@@ -42,17 +38,19 @@ class Peers:
     def __bool__(self) -> bool:
         return bool(self._channels)
 
-    async def pages(self, request: pb.ListSessionsRequest) -> list[pb.ListSessionsResponse]:
-        """Their pages of sessions."""
-        return await _answers(service.ListSessions(request, timeout=_TIMEOUT) for service in self._services)
+    async def pages(self, tenant: str, request: pb.ListSessionsRequest) -> list[pb.ListSessionsResponse]:
+        """Their pages of a tenant's sessions."""
+        metadata = _metadata(tenant)
+        calls = (service.ListSessions(request, timeout=_TIMEOUT, metadata=metadata) for service in self._services)
+        return await _answers(calls)
 
     async def session(self, key: str) -> pb.Session | errors.ServerError | None:
         """Their live session of this key, else how it ended, else None."""
         fates = await self.fates([key])
         if not isinstance(fates.get(key), errors.SessionElsewhere):
             return fates.get(key)
-        request = pb.GetSessionRequest(id=id_of(key))
-        calls = (service.GetSession(request, timeout=_TIMEOUT) for service in self._services)
+        request, metadata = pb.GetSessionRequest(id=id_of(key)), _metadata(tenant_of(key))
+        calls = (service.GetSession(request, timeout=_TIMEOUT, metadata=metadata) for service in self._services)
         found = await _answers(calls, ignore=(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND))
         return found[0].session if found else None
 
@@ -73,6 +71,10 @@ class Peers:
         """Closes the channels."""
         for channel in self._channels:
             await channel.close()
+
+
+def _metadata(tenant: str) -> list[tuple[str, str]]:
+    return [(TENANT_HEADER, tenant)] if tenant else []
 
 
 async def _answers(

@@ -13,26 +13,29 @@ from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server import errors, listing, streams
 from hiddenstate_server.host import Host
 from hiddenstate_server.model import ServedModel
-from hiddenstate_server.peers import Peers, is_private
+from hiddenstate_server.peers import Peers
 from hiddenstate_server.sessions import key_of
+from hiddenstate_server.tenants import Tenants, is_private
 
 StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, bytes]
 _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 
 
 class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
-    """Streams and unary calls on one host."""
+    """Streams and unary calls on one host; none goes beyond the sessions of the caller's tenant."""
 
-    def __init__(self, host: Host, peers: Peers, wake_engine: Callable[[], None]) -> None:
+    def __init__(self, host: Host, peers: Peers, tenants: Tenants, wake_engine: Callable[[], None]) -> None:
         self._host = host
         self._peers = peers
+        self._tenants = tenants
         self._wake_engine = wake_engine
 
     async def Stream(self, _requests: Any, context: StreamContext) -> None:  # type: ignore[override]
         """Reads frames in a task of its own; this coroutine sends."""
+        tenant = self._tenants.of(context)
         if self._host.draining:
             raise errors.Draining("the server is going away; connect to another one")
-        stream = self._host.connect()
+        stream = self._host.connect(tenant)
         reading = asyncio.create_task(self._read(stream, context))
         try:
             await self._send(stream, context)
@@ -80,18 +83,19 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
         return pb.GetModelResponse(model=describe(self._host.model(request.name, request.version)))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
-        """A page of live sessions, of all workers unless a worker asks."""
+        """A page of the tenant's live sessions, of all workers unless a worker asks."""
+        tenant = self._tenants.of(context)
         if request.model:
             self._host.model(request.model)
-        page = listing.page(self._host, request)
+        page = listing.page(self._host, tenant, request)
         if not self._peers or is_private(context):
             return page
-        return listing.merged(request, [page, *await self._peers.pages(request)])
+        return listing.merged(request, [page, *await self._peers.pages(tenant, request)])
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
         """One live session of any worker, or how it ended."""
         directory = self._host.directory
-        key = key_of("", request.id)
+        key = key_of(self._tenants.of(context), request.id)
         place = directory.get(key)
         if place is not None:
             return pb.GetSessionResponse(session=listing.session(self._host, place))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hiddenstate_server.model import ServedModel
 
 DETACHED = -1
+_NO_TENANT = -1
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -98,6 +99,9 @@ class SessionTable:
         """Rises with every change of owner; the store refuses what comes with a lower one."""
         self.keys: list[str] = []
         """As long as rows were ever used; empty in a free row."""
+        # A number for each tenant, so that its sessions are found among all without looking at a key.
+        self._tenant = np.zeros(capacity, np.int64)
+        self._tenants: dict[str, int] = {}
 
     def start(self, rows: RowArray, keys: Sequence[str], lease: float, now: float) -> None:
         """Fills rows for new sessions."""
@@ -114,6 +118,7 @@ class SessionTable:
         self.unsaved[rows] = True
         for row, key in zip(rows.tolist(), keys, strict=True):
             self.keys[row] = key
+            self._tenant[row] = self._tenants.setdefault(tenant_of(key), len(self._tenants))
 
     def _grow(self, used: int) -> None:
         # Rows that were never used are not looked at, so capacity costs address space and no memory.
@@ -156,9 +161,13 @@ class SessionTable:
             return detached
         return detached[np.argpartition(self.last_use[detached], count - 1)[:count]]
 
-    def live(self) -> RowArray:
-        """Rows that hold sessions."""
-        return np.flatnonzero(self.created[: len(self.keys)])
+    def live(self, tenant: str | None = None) -> RowArray:
+        """Rows that hold sessions, all or those of a tenant."""
+        used = slice(len(self.keys))
+        if tenant is None:
+            return np.flatnonzero(self.created[used])
+        number = self._tenants.get(tenant, _NO_TENANT)
+        return np.flatnonzero((self.created[used] > 0) & (self._tenant[used] == number))
 
 
 class Place(NamedTuple):

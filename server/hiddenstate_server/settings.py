@@ -61,12 +61,25 @@ class Settings(BaseModel):
     )
     host: str = Field(
         default="localhost",
-        description="Address to listen on. [::] is every interface: there is no authentication, mind who reaches it.",
+        description="Address to listen on. [::] is every interface: mind who reaches it; see --tokens and --tls-key.",
     )
     port: Port = Field(default=50051, description="Port of the service; 0 takes a free one and prints it.")
     metrics_port: Port = Field(default=9090, description="Port of the Prometheus metrics; 0 switches them off.")
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
         default=1, description="Processes that share the port, each with its own sessions. One per core."
+    )
+    tokens: Path | None = Field(
+        default=None,
+        description="TOML file of tenants and the hashes of their bearer tokens; without it nobody is asked for one, "
+        "and the header hiddenstate-tenant is believed.",
+    )
+    admin_tenant: str = Field(
+        default="", description="The tenant that may reload models; empty is a caller without tenant."
+    )
+    tls_certificate: Path | None = Field(default=None, description="PEM file of the server's certificate chain.")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities whose clients are let in; without it all are."
     )
     runtime: Literal["auto", "onnx", "torch"] = Field(
         default="auto", description="What computes: torch on a CUDA device where there is one, else onnx."
@@ -99,6 +112,14 @@ class Settings(BaseModel):
     def _lease_within_maximum(self) -> Settings:
         if self.idle_timeout > self.max_idle_timeout:
             raise ValueError("idle_timeout is longer than max_idle_timeout; lower one or raise the other")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_key is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
         return self
 
     @property

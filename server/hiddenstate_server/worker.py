@@ -19,11 +19,15 @@ from grpc_reflection.v1alpha import reflection
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import __version__, errors
 from hiddenstate_server.host import Host
+from hiddenstate_server.interceptor import CallInterceptor
 from hiddenstate_server.metrics import Metrics, metrics_server
 from hiddenstate_server.peers import Peers, lookup_handler, socket_address
 from hiddenstate_server.repository import LoadedModel
 from hiddenstate_server.service import HiddenStateService, register
 from hiddenstate_server.settings import Settings
+from hiddenstate_server.tenants import Tenants
+from hiddenstate_server.tls import server_credentials
+from hiddenstate_server.tokens import read_tokens
 
 log = structlog.get_logger("hiddenstate_server")
 SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"].full_name
@@ -46,6 +50,9 @@ class Worker:
             self.host.add_model(*model)
         self._settings = settings
         self._peers = peers or Peers()
+        tokens = None if settings.tokens is None else read_tokens(settings.tokens)
+        self._tenants = Tenants(tokens, settings.admin_tenant)
+        self._credentials = server_credentials(settings)
         self._work: asyncio.Future[None] | None = None
         self._health = health.aio.HealthServicer()
         self._drained = asyncio.Event()
@@ -53,7 +60,7 @@ class Worker:
     async def start(self, addresses: Sequence[str], *, share_port: bool = False) -> int:
         """Listens on the addresses; returns the port of the first. StartError if one is taken."""
         self._server = grpc.aio.server(
-            interceptors=[errors.ErrorInterceptor()],
+            interceptors=[CallInterceptor(self._tenants)],
             options=[
                 *_KEEPALIVE,
                 ("grpc.so_reuseport", int(share_port)),
@@ -61,7 +68,7 @@ class Worker:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        register(HiddenStateService(self.host, self._peers, self._wake), self._server)
+        register(HiddenStateService(self.host, self._peers, self._tenants, self._wake), self._server)
         self._server.add_generic_rpc_handlers((lookup_handler(self.host),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -76,7 +83,10 @@ class Worker:
 
     def _listen(self, address: str) -> int:
         try:
-            return self._server.add_insecure_port(address)
+            # What peers say to each other stays on this machine.
+            if self._credentials is None or address.startswith("unix:"):
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise errors.StartError(
                 f"cannot listen on {address}: the address is in use or not this machine's; "

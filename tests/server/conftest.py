@@ -50,9 +50,9 @@ class Serving:
     def host(self) -> Host:
         return self.worker.host
 
-    def wire(self) -> Wire:
+    def wire(self, *metadata: tuple[str, str]) -> Wire:
         """A new stream."""
-        self.wires.append(Wire(self.stub))
+        self.wires.append(Wire(self.stub, *metadata))
         return self.wires[-1]
 
     async def settled(self, holds: Callable[[Host], object]) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
+from tests.server.certificates import Authority, credentials
 from tests.server.wire import Wire, opening, values, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
@@ -296,3 +297,41 @@ async def test_bad_settings() -> None:
     assert "port" in await refusal("--port", "70000")
     assert "workers" in await refusal(HIDDENSTATE_WORKERS="many")
     assert "unrecognized" in await refusal("--prot", "1")
+
+
+async def test_workers_ask_each_other_without_tls(start: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    files = authority.sign("server")
+    flags = ("--tls-certificate", str(files.certificate), "--tls-key", str(files.key))
+    server = await start("--workers", "2", *flags)
+    channel = grpc.aio.secure_channel(f"127.0.0.1:{server.port}", credentials(authority))
+    stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(channel)
+    async with channel:
+        assert (await stub.ListSessions(pb.ListSessionsRequest(), timeout=10)).total_size == 0
+    assert await server.stop() == 0
+
+
+async def test_workers_keep_tenants_apart(start: Start) -> None:
+    server = await start("--workers", "2")
+    alice, bob = ("hiddenstate-tenant", "alice"), ("hiddenstate-tenant", "bob")
+    stubs: list[pb_grpc.HiddenStateServiceAsyncStub] = [
+        pb_grpc.HiddenStateServiceStub(server.channel()) for _ in range(8)
+    ]
+    wires = [Wire(stub, tenant) for stub in stubs for tenant in (alice, bob)]
+    for number, wire in enumerate(wires):
+        await wire.open([0], "next-word", ids=[f"{number // 2}"])
+        await wire.send(words([0] * (1 + number % 2), [3] * (1 + number % 2)))
+        await wire.answered(1 + number % 2)
+    for stub in stubs:
+        for steps, tenant in enumerate((alice, bob), 1):
+            page = await stub.ListSessions(pb.ListSessionsRequest(), metadata=[tenant])
+            assert (page.total_size, {session.step for session in page.sessions}) == (8, {steps})
+            for number in range(8):
+                found = await stub.GetSession(pb.GetSessionRequest(id=f"{number}"), metadata=[tenant])
+                assert found.session.step == steps
+        with pytest.raises(grpc.RpcError) as raised:
+            await stub.GetSession(pb.GetSessionRequest(id="0"))
+        assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    for wire in wires:
+        await wire.cancel()
+    assert await server.stop() == 0

@@ -192,9 +192,9 @@ class Replies:
 class Wire(Replies):
     """A client stream: send frames, wait until the replies say something."""
 
-    def __init__(self, stub: pb_grpc.HiddenStateServiceAsyncStub) -> None:
+    def __init__(self, stub: pb_grpc.HiddenStateServiceAsyncStub, *metadata: tuple[str, str]) -> None:
         super().__init__()
-        self.call = stub.Stream()
+        self.call = stub.Stream(metadata=metadata)
         self.ended = False
         self._changed = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
