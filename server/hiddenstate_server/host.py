@@ -38,42 +38,57 @@ class Host:
         self.wall_offset = time.time_ns() - round(clock() * 1e9)
         """Nanoseconds since 1970 at the clock's zero."""
         self.models: list[ServedModel] = []
+        self._slots: dict[int, ServedModel] = {}
         self.directory = Directory(self._model_of)
         self.streams: dict[int, Stream] = {}
         self.draining = False
         self._deserted: asyncio.Event | None = None
         self._last_stream = 0
-        self._rows = 0
+        self._last_slot = -1
 
     # what is served
 
     def add_model(self, info: ModelInfo, runtime: Runtime, max_batch: int) -> ServedModel:
         """Starts serving a model."""
+        # No slot is used twice, so a row that outlived its model leads nowhere.
+        self._last_slot += 1
         model = ServedModel(
             info,
             runtime,
             capacity=self.limits.max_sessions,
             max_batch=max_batch,
-            base=self._rows,
+            base=self._last_slot * self.limits.max_sessions,
             streams=self.streams,
             backlogs=Backlogs(self.limits.max_session_backlog, self.limits.max_stream_backlog),
             metrics=self.metrics.model(info.name, info.version, info.task, runtime.description),
         )
         model.on(CLOSE, partial(self._finish_closing, model))
-        self._rows += model.capacity
+        self._slots[self._last_slot] = model
         self.models.append(model)
         return model
 
-    def model(self, name: str, version: str = "") -> ServedModel:
-        """The model of this name and version, the newest if empty; ModelNotFound."""
-        found = [model for model in self.models if model.info.name == name]
-        if version:
-            found = [model for model in found if model.info.version == version]
+    def model(self, name: str, version: str = "", *, retired: bool = False) -> ServedModel:
+        """The model of this name and version, the newest if empty; ModelNotFound.
+
+        With `retired`, it may be one that takes no new sessions, if there is no other.
+        """
+        offered = [model for model in self.models if retired or not model.retired]
+        found = [model for model in offered if model.info.name == name and version in ("", model.info.version)]
         if not found:
-            available = ", ".join(f"{model.info.name}/{model.info.version}" for model in self.models)
+            available = ", ".join(str(model.info) for model in self.models if not model.retired)
             wanted = f"{name}/{version}" if version else name
-            raise errors.ModelNotFound(f"no model {wanted!r} is served; there is {available}", available=available)
-        return max(found, key=lambda model: int(model.info.version))
+            raise errors.ModelNotFound(
+                f"no model {wanted!r} is served; there is {available or 'none'}", available=available
+            )
+        return max(found, key=lambda model: (not model.retired, int(model.info.version)))
+
+    def unload_retired(self) -> None:
+        """Lets go of retired models without sessions."""
+        for model in [model for model in self.models if model.retired and not model.arena.used]:
+            self.models.remove(model)
+            del self._slots[model.base // self.limits.max_sessions]
+            model.unload()
+            log.info("model unloaded", model=model.info.name, version=model.info.version)
 
     # streams
 
@@ -237,7 +252,7 @@ class Host:
         return located
 
     def _model_of(self, row: int) -> ServedModel:
-        return self.models[row // self.limits.max_sessions]
+        return self._slots[row // self.limits.max_sessions]
 
     def _by_model(self, rows: RowArray) -> Iterable[tuple[ServedModel, RowArray]]:
         for model in self.models:

@@ -29,9 +29,7 @@ def _serve(settings: Settings) -> None:
         return
     import uvloop
 
-    from hiddenstate_server.repository import load_models
     from hiddenstate_server.worker import serve
 
-    models = load_models(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, models))
+        runner.run(serve(settings))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics import MetricWrapperBase
 
 from hiddenstate_server.errors import ServerError, StartError
 from hiddenstate_server.settings import Settings
@@ -19,6 +22,8 @@ SECONDS = (
 )  # fmt: skip
 ROWS = tuple(float(2**power) for power in range(0, 15))
 _FOLD_AT = 4096
+
+_Family = TypeVar("_Family", bound=MetricWrapperBase)
 
 
 class BulkHistogram(Histogram):
@@ -67,9 +72,12 @@ class Tally:
 class ModelMetrics:
     """The metrics of one model."""
 
-    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: str, task: str, runtime: str) -> None:
         labels = (model, version)
         self._metrics = metrics
+        self._labels = labels
+        self._info = metrics.model_info.labels(*labels, task, runtime)
+        self._info.set(1)
         self._queue_wait = Tally(metrics.queue_wait.labels(*labels))
         self._step_compute = Tally(metrics.step_compute.labels(*labels))
         self._latency = Tally(metrics.latency.labels(*labels))
@@ -132,22 +140,34 @@ class ModelMetrics:
         self.rows_used.set(used)
         self.rows_free.set(free)
 
+    def close(self) -> None:
+        """The model is served no more."""
+        self.flush(0, 0)
+        self._info.set(0)
+        self._metrics.forget(*self._labels)
+
 
 class Metrics:
     """All metrics of one process, in a registry of their own."""
 
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
+        self._by_model: list[MetricWrapperBase] = []
         model = ("model", "version")
 
+        def kept(family: _Family, labels: tuple[str, ...]) -> _Family:
+            if labels[:2] == model:
+                self._by_model.append(family)
+            return family
+
         def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> BulkHistogram:
-            return BulkHistogram(name, text, labels, buckets=buckets, registry=self.registry)
+            return kept(BulkHistogram(name, text, labels, buckets=buckets, registry=self.registry), labels)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=self.registry)
+            return kept(Counter(name, text, labels, registry=self.registry), labels)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
+            return kept(Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum"), labels)
 
         self.queue_wait = histogram("hiddenstate_queue_wait_seconds", "Receipt to start of the step.", model, SECONDS)
         self.step_compute = histogram("hiddenstate_step_compute_seconds", "One batched step.", model, SECONDS)
@@ -178,8 +198,14 @@ class Metrics:
 
     def model(self, name: str, version: str, task: str, runtime: str) -> ModelMetrics:
         """The metrics of a model."""
-        self.model_info.labels(name, version, task, runtime).set(1)
-        return ModelMetrics(self, name, version)
+        return ModelMetrics(self, name, version, task, runtime)
+
+    def forget(self, name: str, version: str) -> None:
+        """Drops what has the labels of this model."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            return  # the files that processes share keep every label they ever had
+        for family in self._by_model:
+            family.remove_by_labels({"model": name, "version": version})
 
     def frame(self, rows: int) -> None:
         """Notes an observe frame."""

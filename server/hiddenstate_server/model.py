@@ -80,6 +80,11 @@ class ModelInfo:
     text: TextInfo | None = None
     columns: tuple[str, ...] = ()
     targets: tuple[int, ...] = ()
+    digest: str = ""
+    """Of the bundle: two bundles with the same one are the same."""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
 
     @property
     def empty_input(self) -> InputArray:
@@ -157,6 +162,8 @@ class ServedModel:
     ) -> None:
         self.info = info
         self.runtime = runtime
+        self.retired = False
+        """Takes no new sessions; goes with its last one."""
         self.base = base
         self.capacity = capacity
         self.arena = Arena(capacity, *runtime.initial())
@@ -464,6 +471,11 @@ class ServedModel:
         return True
 
     # sessions
+
+    def unload(self) -> None:
+        """Lets go of what leads back here, so that the memory is free as soon as nobody holds the model."""
+        self._acts.clear()
+        self.metrics.close()
 
     def drop(self, rows: RowArray, error: errors.ServerError | None = None) -> Dropped:
         """Forgets what is queued for these rows; the next step they accept follows the last applied.

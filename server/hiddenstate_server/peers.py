@@ -20,6 +20,7 @@ from hiddenstate_server.tenants import TENANT_HEADER, is_private
 _SERVICE = "hiddenstate.internal.Peers"
 _LIVE = "LIVE"
 _TIMEOUT = 5.0
+_RELOAD_TIMEOUT = 300.0
 
 
 def socket_address(folder: Path, worker: int) -> str:
@@ -66,6 +67,11 @@ class Peers:
                 elif not isinstance(known.get(key), errors.SessionElsewhere):
                     known[key] = Ended[fate].error()
         return known
+
+    async def reload(self) -> list[pb.ReloadModelsResponse]:
+        """Has them look at the model folder now."""
+        request = pb.ReloadModelsRequest()
+        return await _answers(service.ReloadModels(request, timeout=_RELOAD_TIMEOUT) for service in self._services)
 
     async def close(self) -> None:
         """Closes the channels."""

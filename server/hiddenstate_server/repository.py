@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hiddenstate_models.bundle import INT8_STEP_FILE, STEP_FILE, Bundle
+from hiddenstate_models.bundle import CONFIG_FILE, INT8_STEP_FILE, STEP_FILE, Bundle
 from hiddenstate_models.errors import BundleError
 from hiddenstate_server.engine import calibrated_batch
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.model import ModelInfo, TextInfo
-from hiddenstate_server.runtimes import Runtime
+from hiddenstate_server.runtimes import InputArray, Runtime
 from hiddenstate_server.runtimes.onnx import OnnxValues, OnnxWords
 from hiddenstate_server.settings import Settings
 
@@ -29,16 +30,17 @@ class LoadedModel(NamedTuple):
 
 def load_models(settings: Settings) -> list[LoadedModel]:
     """Every bundle of the model folder, by name and version; StartError where one cannot be served."""
-    folders = list(_bundle_folders(settings.model_folder))
+    folders = list(bundle_folders(settings.model_folder))
     if not folders:
         raise StartError(
             f"{settings.model_folder} holds no model: expected folders NAME/VERSION with a config.json, "
             "VERSION a positive integer"
         )
-    return [_load(folder, settings) for folder in folders]
+    return [load_model(folder, settings) for folder in folders]
 
 
-def _bundle_folders(folder: Path) -> Iterator[Path]:
+def bundle_folders(folder: Path) -> Iterator[Path]:
+    """The NAME/VERSION folders below the model folder, whatever they hold; StartError if it is missing."""
     if not folder.is_dir():
         raise StartError(f"the model folder {folder} does not exist; name an existing one with --models")
     for name in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -46,15 +48,30 @@ def _bundle_folders(folder: Path) -> Iterator[Path]:
         yield from sorted(versions, key=lambda path: int(path.name))
 
 
-def _load(folder: Path, settings: Settings) -> LoadedModel:
+def bundle_digest(folder: Path) -> str:
+    """SHA-256 of a bundle's config.json, which holds those of all its other files."""
+    return hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()
+
+
+def load_model(folder: Path, settings: Settings) -> LoadedModel:
+    """A bundle checked, loaded and warm; StartError if it cannot be served."""
     try:
         bundle = Bundle.load(folder)
         runtime = _runtime(bundle, settings)
+        info = _info(bundle)
+        example = np.zeros((1, *info.empty_input.shape[1:]), info.empty_input.dtype)
+        _check(folder, runtime, example)
     except BundleError as error:
         raise StartError(str(error)) from error
-    info = _info(bundle)
-    example = np.zeros((1, *info.empty_input.shape[1:]), info.empty_input.dtype)
     return LoadedModel(info, runtime, settings.max_batch or calibrated_batch(runtime, example))
+
+
+def _check(folder: Path, runtime: Runtime, example: InputArray) -> None:
+    """Raises StartError unless a step leads to finite numbers."""
+    _, state = runtime.initial()
+    _, state = runtime.step(example, state)
+    if not np.isfinite(state).all():
+        raise StartError(f"{folder} computes infinite numbers or NaN; export it again from a good checkpoint")
 
 
 def _runtime(bundle: Bundle, settings: Settings) -> Runtime:
@@ -110,6 +127,7 @@ def _info(bundle: Bundle) -> ModelInfo:
     return ModelInfo(
         name=config.name,
         version=str(config.version),
+        digest=bundle_digest(bundle.folder),
         task=config.task,
         description=description,
         parameters=config.parameters,

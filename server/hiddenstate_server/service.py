@@ -14,6 +14,7 @@ from hiddenstate_server import errors, listing, streams
 from hiddenstate_server.host import Host
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.peers import Peers
+from hiddenstate_server.reloading import Reloader
 from hiddenstate_server.sessions import key_of
 from hiddenstate_server.tenants import Tenants, is_private
 
@@ -24,10 +25,13 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
     """Streams and unary calls on one host; none goes beyond the sessions of the caller's tenant."""
 
-    def __init__(self, host: Host, peers: Peers, tenants: Tenants, wake_engine: Callable[[], None]) -> None:
+    def __init__(
+        self, host: Host, peers: Peers, tenants: Tenants, reloader: Reloader, wake_engine: Callable[[], None]
+    ) -> None:
         self._host = host
         self._peers = peers
         self._tenants = tenants
+        self._reloader = reloader
         self._wake_engine = wake_engine
 
     async def Stream(self, _requests: Any, context: StreamContext) -> None:  # type: ignore[override]
@@ -80,13 +84,27 @@ class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, _context: Any) -> pb.GetModelResponse:
         """One model, with its vocabulary."""
-        return pb.GetModelResponse(model=describe(self._host.model(request.name, request.version)))
+        return pb.GetModelResponse(model=describe(self._host.model(request.name, request.version, retired=True)))
+
+    async def ReloadModels(self, _request: pb.ReloadModelsRequest, context: Any) -> pb.ReloadModelsResponse:
+        """Brings what is served in line with the model folder, in all workers."""
+        if not is_private(context):
+            self._tenants.check_admin(context)
+        changes = await self._reloader.reload()
+        responses = [pb.ReloadModelsResponse(**changes._asdict())]
+        if self._peers and not is_private(context):
+            responses += await self._peers.reload()
+        return pb.ReloadModelsResponse(
+            loaded=sorted({name for response in responses for name in response.loaded}),
+            retired=sorted({name for response in responses for name in response.retired}),
+            refused={name: reason for response in responses for name, reason in response.refused.items()},
+        )
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
         """A page of the tenant's live sessions, of all workers unless a worker asks."""
         tenant = self._tenants.of(context)
         if request.model:
-            self._host.model(request.model)
+            self._host.model(request.model, retired=True)
         page = listing.page(self._host, tenant, request)
         if not self._peers or is_private(context):
             return page

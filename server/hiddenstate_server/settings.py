@@ -99,6 +99,9 @@ class Settings(BaseModel):
     max_batch: Annotated[int, Field(ge=0, le=65_536)] = Field(
         default=0, description="Rows stepped together; 0 finds what keeps a step at about 4 ms."
     )
+    reload_interval: Annotated[float, BeforeValidator(_seconds), Field(ge=0)] = Field(
+        default=5.0, description="How often the model folder is looked at for versions that came or went; 0 never."
+    )
     idle_timeout: Seconds = Field(default=600.0, description="Lease of a session whose client asks for none.")
     max_idle_timeout: Seconds = Field(default=86_400.0, description="Longest lease a client gets.")
     detach_timeout: Seconds = Field(default=60.0, description="How long a session outlives its stream, to be resumed.")

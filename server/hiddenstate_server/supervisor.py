@@ -152,14 +152,12 @@ def _reserved(settings: Settings) -> Iterator[int]:
 def run_worker(settings: Settings, worker: int, folder: Path, report_to: Connection) -> None:
     """A worker process from start to end."""
     # Imported here so that the supervisor stays small: it needs no runtime.
-    from hiddenstate_server.repository import load_models
     from hiddenstate_server.worker import serve_shared
 
     logs.configure(settings.log_format, settings.log_level)
     structlog.contextvars.bind_contextvars(worker=worker)
     try:
-        models = load_models(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_shared(settings, models, worker, folder, lambda line: report_to.send(_Report(True, line))))
+            runner.run(serve_shared(settings, worker, folder, lambda line: report_to.send(_Report(True, line))))
     except StartError as error:
         report_to.send(_Report(False, str(error)))

@@ -9,7 +9,6 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc
 import structlog
@@ -22,7 +21,8 @@ from hiddenstate_server.host import Host
 from hiddenstate_server.interceptor import CallInterceptor
 from hiddenstate_server.metrics import Metrics, metrics_server
 from hiddenstate_server.peers import Peers, lookup_handler, socket_address
-from hiddenstate_server.repository import LoadedModel
+from hiddenstate_server.reloading import Reloader
+from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.service import HiddenStateService, register
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.tenants import Tenants
@@ -32,6 +32,7 @@ from hiddenstate_server.tokens import read_tokens
 log = structlog.get_logger("hiddenstate_server")
 SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"].full_name
 _HOUSEKEEPING_SECONDS = 0.25
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _KEEPALIVE = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -55,6 +56,8 @@ class Worker:
         self._credentials = server_credentials(settings)
         self._work: asyncio.Future[None] | None = None
         self._health = health.aio.HealthServicer()
+        self._health_names: set[str] = set()
+        self._reloader = Reloader(settings, self.host, self._report_health)
         self._drained = asyncio.Event()
 
     async def start(self, addresses: Sequence[str], *, share_port: bool = False) -> int:
@@ -68,14 +71,14 @@ class Worker:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        register(HiddenStateService(self.host, self._peers, self._tenants, self._wake), self._server)
+        register(HiddenStateService(self.host, self._peers, self._tenants, self._reloader, self._wake), self._server)
         self._server.add_generic_rpc_handlers((lookup_handler(self.host),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
         )
         ports = [self._listen(address) for address in addresses]
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._report_health()
         await self._server.start()
         gc.collect()
         gc.freeze()
@@ -108,6 +111,8 @@ class Worker:
     async def run(self) -> None:
         """Serves until drained."""
         tasks = [asyncio.create_task(self._run_engine()), asyncio.create_task(self._keep_house())]
+        if self._settings.reload_interval:
+            tasks.append(asyncio.create_task(self._reloader.watch()))
         drained = asyncio.create_task(self._drained.wait())
         try:
             done, _ = await asyncio.wait([*tasks, drained], return_when=asyncio.FIRST_COMPLETED)
@@ -124,7 +129,7 @@ class Worker:
         """Refuses new sessions, answers what is under way, then lets `run` return."""
         self.host.draining = True
         log.info("draining", streams=len(self.host.streams), seconds=self._settings.drain_timeout)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._report_health()
         for stream in self.host.streams.values():
             stream.end(errors.Draining("the server is going away; connect to another one and resume there"))
         with contextlib.suppress(TimeoutError):
@@ -157,37 +162,41 @@ class Worker:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             self.host.expire()
+            self.host.unload_retired()
             self.host.flush_metrics()
 
-    async def _set_health(self, status: Any) -> None:
-        for name in ("", SERVICE, *{model.info.name for model in self.host.models}):
+    async def _report_health(self) -> None:
+        """The server, the service, and each model by its name: SERVING if new sessions can be opened."""
+        offered = {model.info.name for model in self.host.models if not model.retired}
+        self._health_names |= offered
+        serving = set() if self.host.draining else {"", SERVICE, *offered}
+        for name in ("", SERVICE, *self._health_names):
+            status = _SERVING if name in serving else _NOT_SERVING
             await self._health.set(name, status)
 
 
-async def serve(settings: Settings, models: Sequence[LoadedModel]) -> None:
+async def serve(settings: Settings) -> None:
     """Serves in this process alone until SIGTERM or SIGINT, printing one line when ready."""
-    worker = Worker(settings, models)
+    worker = Worker(settings, load_models(settings))
     port = await worker.start([f"{settings.host}:{settings.port}"])
     with metrics_server(settings, worker.host.metrics.registry):
-        print(ready_line(settings.host, port, models), flush=True)
+        print(ready_line(settings.host, port, worker.host), flush=True)
         await worker.run_until_signal()
 
 
-def ready_line(host: str, port: int, models: Sequence[LoadedModel]) -> str:
+def ready_line(address: str, port: int, host: Host) -> str:
     """Where the server listens and what it serves."""
-    names = ", ".join(f"{model.info.name}/{model.info.version} ({model.runtime.description})" for model in models)
-    return f"hiddenstate-server {__version__} ready on {host}:{port}, serving {names}"
+    names = ", ".join(f"{model.info} ({model.runtime.description})" for model in host.models)
+    return f"hiddenstate-server {__version__} ready on {address}:{port}, serving {names}"
 
 
-async def serve_shared(
-    settings: Settings, models: Sequence[LoadedModel], worker: int, folder: Path, announce: Callable[[str], None]
-) -> None:
+async def serve_shared(settings: Settings, worker: int, folder: Path, announce: Callable[[str], None]) -> None:
     """Serves as one of several workers: shares the port, and answers its peers on a Unix socket in `folder`."""
     own = socket_address(folder, worker)
     peers = Peers(socket_address(folder, peer) for peer in range(settings.workers) if peer != worker)
-    server = Worker(settings, models, peers)
+    server = Worker(settings, load_models(settings), peers)
     port = await server.start([f"{settings.host}:{settings.port}", own], share_port=True)
-    announce(ready_line(settings.host, port, models))
+    announce(ready_line(settings.host, port, server.host))
     _stop_with_supervisor()
     await server.run_until_signal()
 

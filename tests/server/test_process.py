@@ -20,8 +20,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from tests.server.certificates import Authority, credentials
-from tests.server.wire import Wire, opening, values, words
+from tests.server.wire import Wire, close, opening, values, words
 
+from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 
@@ -334,4 +335,37 @@ async def test_workers_keep_tenants_apart(start: Start) -> None:
         assert raised.value.code() == grpc.StatusCode.NOT_FOUND
     for wire in wires:
         await wire.cancel()
+    assert await server.stop() == 0
+
+
+async def test_models_change_in_every_worker(start: Start, bundles: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(bundles, folder)
+    server = await start("--models", str(folder), "--workers", "2", "--reload-interval", "0")
+    stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(server.channel())
+    wires = [server.wire() for _ in range(8)]
+    for wire in wires:
+        await wire.open([0], "next-word")
+    random_bundle(folder, "next-word", version=3, seed=5)
+    shutil.rmtree(folder / "next-word" / "2")
+    (folder / "broken" / "1").mkdir(parents=True)
+    response = await stub.ReloadModels(pb.ReloadModelsRequest())
+    assert (list(response.loaded), list(response.retired)) == (["next-word/3"], ["next-word/2"])
+    assert "no config.json" in response.refused["broken/1"]
+    for wire in wires:
+        await wire.send(words([0], [3]), opening([1], "next-word"), opening([2], "next-word", version="2"))
+        await wire.until(lambda wire: wire.observed and 1 in wire.opened and wire.faults)
+        assert [opened.version for frame in wire.frames for opened in frame.opened] == ["2", "3"]
+        assert wire.reasons == ["MODEL_NOT_FOUND"]
+    for wire in wires:
+        await wire.send(close([0, 1]))
+        await wire.until(lambda wire: len(wire.closed) == 2)
+    retired = frozenset({("model", "next-word"), ("version", "2")})
+    async with asyncio.timeout(30):
+        while (await server.samples())["hiddenstate_arena_rows_free", retired]:
+            await asyncio.sleep(0.1)
+    samples = await server.samples()
+    assert samples["hiddenstate_sessions_ended_total", retired | {("reason", "closed")}] == len(wires)
+    served = {model.version for model in (await stub.ListModels(pb.ListModelsRequest())).models if "word" in model.name}
+    assert served == {"1", "3"}
     assert await server.stop() == 0
