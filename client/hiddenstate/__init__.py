@@ -21,6 +21,7 @@ from hiddenstate.errors import (
     InvalidInput,
     ModelNotFound,
     ResourceExhausted,
+    RewindLimit,
     ServerError,
     SessionClosed,
     SessionError,
@@ -30,6 +31,7 @@ from hiddenstate.errors import (
     SessionLost,
     SessionNotFound,
     SessionTakenOver,
+    SnapshotInvalid,
     Unavailable,
 )
 from hiddenstate.fleet import AsyncFleet
@@ -63,6 +65,7 @@ __all__ = [
     "ModelNotFound",
     "Prediction",
     "ResourceExhausted",
+    "RewindLimit",
     "ServerError",
     "Session",
     "SessionClosed",
@@ -74,6 +77,7 @@ __all__ = [
     "SessionLost",
     "SessionNotFound",
     "SessionTakenOver",
+    "SnapshotInvalid",
     "Task",
     "Unavailable",
     "ValuePrediction",

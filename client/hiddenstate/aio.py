@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from hiddenstate.calls import Wish
 from hiddenstate.catalog import Catalog
 from hiddenstate.connection import Connection
 from hiddenstate.descriptions import Model, SessionInfo
@@ -125,7 +126,7 @@ class AsyncClient:
     ) -> AsyncSession:
         description = await self._catalog.known(model, version, timeout)
         protocol = self._connection.protocol
-        call, (state,) = protocol.open(model, [id], resume=resume, version=version, idle_timeout=idle_timeout)
+        call, (state,) = protocol.open(Wish(model, version, resume, idle_timeout), [id])
         await self._connection.wait(call, timeout)
         call.raise_any()
         if state.version != description.version:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -21,8 +23,27 @@ class Kind(IntEnum):
     OPEN = 1
     OBSERVE = 2
     PEEK = 3
-    CLOSE = 4
-    HEARTBEAT = 5
+    HEARTBEAT = 4
+    REWIND = 5
+    FORK = 6
+    EXPORT = 7
+    REWARM = 8
+    GENERATE = 9
+    CLOSE = 10
+
+
+@dataclass(slots=True)
+class Wish:
+    """How a session is to be opened."""
+
+    model: str
+    version: str = ""
+    resume: bool = False
+    idle_timeout: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    shadow: str = ""
+    snapshot: bytes = b""
+    """Opens where this was taken; names the model."""
 
 
 class Session:
@@ -30,6 +51,7 @@ class Session:
 
     __slots__ = (
         "abandoned",
+        "durable_step",
         "error",
         "handle",
         "id",
@@ -39,27 +61,36 @@ class Session:
         "opened",
         "opening",
         "resume",
+        "rewind_limit",
+        "rewinds",
+        "source",
         "step",
         "version",
+        "wish",
     )
 
-    def __init__(
-        self, handle: int, model: str, version: str, id: str, resume: bool, idle_timeout: float | None
-    ) -> None:
+    def __init__(self, handle: int, wish: Wish, id: str = "", source: int | None = None) -> None:
         self.handle = handle
-        self.model = model
-        self.version = version
+        self.wish = wish
         self.id = id
-        self.resume = resume
-        self.idle_timeout = idle_timeout
+        self.source = source
+        """Handle of the session it is a copy of."""
+        self.model = wish.model
+        self.version = wish.version
+        self.idle_timeout = wish.idle_timeout
+        """The lease granted, once it is open."""
+        self.rewind_limit = 0
+        """How many of the last observations can be taken back."""
+        self.resume = wish.resume
+        """Whether it is on the server already."""
         self.opened = False
-        """Whether the server ever confirmed it; from then on it can only be resumed."""
+        """Whether the server ever confirmed it."""
         self.opening: Call | None = None
         """The call that waits for it to be opened."""
         self.abandoned = False
         """Nobody waits for it any more: close it as soon as it is open."""
-        self.step = 0
-        """Observations in its state when it ended."""
+        self.step = self.durable_step = self.rewinds = 0
+        """As they were when it ended."""
         self.error: HiddenstateError | None = None
         """Why it ended."""
         self.on_end: Callable[[HiddenstateError], None] | None = None
@@ -121,11 +152,98 @@ class Observing(Call):
 
 
 class Asking(Call):
-    """A peek, close or heartbeat, one row a session."""
+    """A question about sessions, one row each: what has no arguments (peek, heartbeat, export, close)."""
 
-    __slots__ = ("positions",)
+    __slots__ = ("positions", "snapshots")
 
-    def __init__(self, kind: Kind, handles: Array) -> None:
-        super().__init__(kind, handles, len(handles))
+    def __init__(self, kind: Kind, handles: Sequence[int]) -> None:
+        super().__init__(kind, np.array(handles, np.int64), len(handles))
         self.positions = np.arange(len(handles))
         """Row of each handle in the answer."""
+        self.snapshots: dict[int, bytes] = {}
+        """What was exported, by handle."""
+
+    def withdraw(self, handle: int, position: int) -> None:
+        """This row is to be asked again."""
+        self.handles = np.append(self.handles, handle)
+        self.positions = np.append(self.positions, position)
+
+
+class Rewinding(Asking):
+    """Takes the last `count` observations back."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, handle: int, count: int) -> None:
+        super().__init__(Kind.REWIND, [handle])
+        self.count = count
+
+
+class Forking(Asking):
+    """Makes copies of one session; row i is `copies[i]`."""
+
+    __slots__ = ("copies",)
+
+    def __init__(self, handle: int, copies: list[Session]) -> None:
+        super().__init__(Kind.FORK, [handle] * len(copies))
+        self.copies = copies
+
+
+class Rewarming(Asking):
+    """Moves a session to another version (empty: the newest)."""
+
+    __slots__ = ("version",)
+
+    def __init__(self, handle: int, version: str) -> None:
+        super().__init__(Kind.REWARM, [handle])
+        self.version = version
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to generate; None leaves it to the server."""
+
+    count: int
+    seed: int
+    temperature: float | None = None
+    top_k: int = 0
+    top_p: float | None = None
+    stop_tokens: Sequence[int] = ()
+    paths: int = 0
+    quantiles: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Steps of a continuation: tokens int32 [m] and probabilities float32 [m], or values float64 [m, paths or
+    quantiles, targets]."""
+
+    tokens: Array
+    probabilities: Array
+    values: Array
+
+    def __len__(self) -> int:
+        return len(self.tokens) or len(self.values)
+
+    def after(self, count: int) -> Piece:
+        """Without the first `count` steps."""
+        return Piece(self.tokens[count:], self.probabilities[count:], self.values[count:])
+
+
+class Generating(Asking):
+    """A continuation of one session. Its pieces are taken from `pieces` as they come."""
+
+    __slots__ = ("pieces", "place", "received", "recipe", "shape", "skip")
+
+    def __init__(self, handle: int, recipe: Recipe, shape: tuple[int, int]) -> None:
+        super().__init__(Kind.GENERATE, [handle])
+        self.recipe = recipe
+        self.shape = shape
+        """Of the values of one step: paths or quantiles, and targets."""
+        self.pieces: deque[Piece] = deque()
+        self.received = 0
+        """Steps that came."""
+        self.skip = 0
+        """Steps that will come again, since it was asked for again after a connection broke."""
+        self.place: tuple[int, int] | None = None
+        """Rewinds and step of the session where it starts."""

@@ -9,14 +9,16 @@
     │   ├── SessionEvicted        the server needed its place
     │   ├── SessionExists         an open with an id that is live
     │   └── SessionTakenOver      another client resumed it
+    ├── RewindLimit               observations were to be taken back that are not kept any more
     ├── AnswersLost               observations were applied, but the connection broke before their answers came
     ├── ModelNotFound             nothing of this name and version is served
-    ├── InvalidInput              an observation the model cannot take
+    ├── InvalidInput              an argument or an observation that cannot be taken
+    │   └── SnapshotInvalid       a snapshot that is damaged, forged, or of another tenant or model
     ├── ResourceExhausted         a limit of the server or of this client; `retry_after` may say when to try again
-    ├── Unavailable               no server could be reached, or it is going away
+    ├── Unavailable               no server could be reached, it is going away, or its store does not answer
     ├── DeadlineExceeded          no answer within the call's timeout
     ├── ClientClosed              the client was used after it was closed
-    ├── AccessDenied              missing or refused credentials
+    ├── AccessDenied              the token is missing or unknown, or does not allow this
     └── ServerError               a fault of the server, or an answer this SDK does not know
 
 Every error carries `reason` (the server's word for it, such as ``SESSION_EXPIRED``), `metadata` (details by
@@ -83,6 +85,10 @@ class SessionTakenOver(SessionError):
     """Another client resumed the session."""
 
 
+class RewindLimit(HiddenstateError):
+    """More observations were to be taken back than are kept; `metadata["oldest"]` is the first step that is."""
+
+
 class AnswersLost(HiddenstateError):
     """Observations are in the session's state, but their answers were lost with a connection.
 
@@ -96,6 +102,10 @@ class ModelNotFound(HiddenstateError):
 
 class InvalidInput(HiddenstateError):
     """An argument or an observation that cannot be taken."""
+
+
+class SnapshotInvalid(InvalidInput):
+    """A snapshot is damaged or forged, or of another tenant, another server key or another model."""
 
 
 class ResourceExhausted(HiddenstateError):
@@ -131,6 +141,8 @@ _BY_REASON: dict[str, type[HiddenstateError]] = {
     "SESSION_TAKEN_OVER": SessionTakenOver,
     "HANDLE_UNKNOWN": SessionLost,
     "MODEL_NOT_FOUND": ModelNotFound,
+    "REWIND_LIMIT": RewindLimit,
+    "SNAPSHOT_INVALID": SnapshotInvalid,
 }
 
 _BY_CODE: dict[int, type[HiddenstateError]] = {

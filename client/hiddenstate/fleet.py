@@ -15,7 +15,7 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hiddenstate.calls import Call, Kind, Observing
+from hiddenstate.calls import Call, Kind, Observing, Wish
 from hiddenstate.catalog import Catalog
 from hiddenstate.codec import Codec, Floats, Ids, Row, Tokens, Value, codec_of
 from hiddenstate.columns import Columns
@@ -123,9 +123,8 @@ class AsyncFleet:
         return np.fromiter(map(self._handles.get, names, repeat(-1)), np.int64, len(names))
 
     async def _open(self, names: list[Any], timeout: float | None) -> dict[Any, HiddenstateError]:
-        call, states = self._connection.protocol.open(
-            self._model, [""] * len(names), version=self._version, idle_timeout=self._idle_timeout
-        )
+        wish = Wish(self._model, self._version, idle_timeout=self._idle_timeout)
+        call, states = self._connection.protocol.open(wish, [""] * len(names))
         await self._connection.wait(call, timeout)
         errors: dict[Any, HiddenstateError] = {}
         for name, state in zip(names, states, strict=True):

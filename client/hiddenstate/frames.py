@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiddenstate.calls import Kind, Session
+from hiddenstate.calls import Forking, Generating, Kind, Rewarming, Session
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
 Array = NDArray[Any]
@@ -30,22 +30,33 @@ class Rows:
 
 
 def open_frames(sessions: Iterable[Session]) -> Iterator[pb.StreamRequest]:
-    """Opens or resumes sessions."""
-    for (model, version, resume, idle_timeout), group in groupby(
-        sessions, key=lambda s: (s.model, s.version, s.resume, s.idle_timeout)
-    ):
+    """Opens, restores or resumes sessions, those that are alike together."""
+    for _, group in groupby(sessions, key=_likeness):
         alike = list(group)
         for piece in (alike[i : i + _MOST_OPENS] for i in range(0, len(alike), _MOST_OPENS)):
+            first = piece[0]
             frame = pb.Open(
                 handles=_packed([session.handle for session in piece]),
-                model=model,
-                version=version,
-                mode=pb.OPEN_MODE_RESUME if resume else pb.OPEN_MODE_CREATE,
+                model=first.model,
+                version=first.version,
+                mode=pb.OPEN_MODE_RESUME if first.resume else pb.OPEN_MODE_CREATE,
                 session_ids=[session.id for session in piece],
             )
-            if idle_timeout is not None:
-                frame.idle_timeout.FromNanoseconds(round(idle_timeout * 1e9))
+            if first.wish.idle_timeout is not None:
+                frame.idle_timeout.FromNanoseconds(round(first.wish.idle_timeout * 1e9))
+            if not first.resume:
+                frame.labels.update(first.wish.labels)
+                frame.shadow_version = first.wish.shadow
+                if first.wish.snapshot:
+                    frame.mode = pb.OPEN_MODE_RESTORE
+                    frame.snapshots.extend(session.wish.snapshot for session in piece)
             yield pb.StreamRequest(open=frame)
+
+
+def _likeness(session: Session) -> tuple[Any, ...]:
+    wish = session.wish
+    place = (session.model, session.version, session.resume, wish.idle_timeout)
+    return place if session.resume else (*place, bool(wish.snapshot), wish.shadow, sorted(wish.labels.items()))
 
 
 def observe_frames(parts: Iterable[Rows], most_rows: int) -> Iterator[pb.StreamRequest]:
@@ -70,15 +81,55 @@ def observe_frames(parts: Iterable[Rows], most_rows: int) -> Iterator[pb.StreamR
 
 
 def ask_frames(kind: Kind, handles: Array, most_rows: int) -> Iterator[pb.StreamRequest]:
-    """Peeks, closes or heartbeats."""
+    """Questions without arguments."""
     for at in range(0, len(handles), most_rows):
         packed = _packed(handles[at : at + most_rows])
         if kind is Kind.PEEK:
             yield pb.StreamRequest(peek=pb.Peek(handles=packed))
-        elif kind is Kind.CLOSE:
-            yield pb.StreamRequest(close=pb.Close(handles=packed))
-        else:
+        elif kind is Kind.HEARTBEAT:
             yield pb.StreamRequest(heartbeat=pb.Heartbeat(handles=packed))
+        elif kind is Kind.EXPORT:
+            yield pb.StreamRequest(export=pb.Export(handles=packed))
+        else:
+            yield pb.StreamRequest(close=pb.Close(handles=packed))
+
+
+def rewind_frame(targets: Sequence[tuple[int, int, int]]) -> pb.StreamRequest:
+    """Rewinds: handle, step to go back to, and number of each."""
+    handles, steps, numbers = zip(*targets, strict=True)
+    return pb.StreamRequest(
+        rewind=pb.Rewind(handles=_packed(handles), steps=np.asarray(steps, "<u8").tobytes(), numbers=_packed(numbers))
+    )
+
+
+def fork_frame(call: Forking) -> pb.StreamRequest:
+    """Copies that are not made yet."""
+    copies = [call.copies[position].handle for position in call.positions.tolist()]
+    return pb.StreamRequest(fork=pb.Fork(handles=_packed(call.handles), new_handles=_packed(copies)))
+
+
+def rewarm_frame(call: Rewarming) -> pb.StreamRequest:
+    """A session's move to another version."""
+    return pb.StreamRequest(rewarm=pb.Rewarm(handles=_packed(call.handles), version=call.version))
+
+
+def generate_frame(call: Generating) -> pb.StreamRequest:
+    """A continuation, from its beginning."""
+    recipe = call.recipe
+    return pb.StreamRequest(
+        generate=pb.Generate(
+            handle=int(call.handles[0]),
+            call=call.number,
+            count=recipe.count,
+            temperature=recipe.temperature,
+            top_k=recipe.top_k,
+            top_p=recipe.top_p,
+            seed=recipe.seed,
+            stop_tokens=recipe.stop_tokens,
+            paths=recipe.paths,
+            quantiles=recipe.quantiles,
+        )
+    )
 
 
 def _packed(handles: Any) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.client.fake import Fake, Held, status
 
-from hiddenstate.calls import Call, Kind, Observing, Session
+from hiddenstate.calls import Call, Kind, Observing, Session, Wish
 from hiddenstate.errors import (
     AnswersLost,
     HiddenstateError,
@@ -66,7 +66,7 @@ class Wire:
                 self.cut()
 
     def open(self, *ids: str, model: str = "values") -> list[Session]:
-        _, sessions = self.protocol.open(model, ids)
+        _, sessions = self.protocol.open(Wish(model), ids)
         self.settle()
         return sessions
 
@@ -111,7 +111,7 @@ def test_frames_are_cut_to_the_limit() -> None:
 
 def test_wide_rows_are_cut_to_the_size_of_a_message() -> None:
     protocol = Protocol()
-    _, (session,) = protocol.open("wide", ["w"])
+    _, (session,) = protocol.open(Wish("wide"), ["w"])
     protocol.frames(0.0)
     protocol.receive(pb.StreamResponse(opened=[pb.Opened(handles=b"\0" * 4, session_ids=["w"], steps=b"\0" * 8)]), 0.0)
     protocol.observe(session, np.zeros((5000, 100)))
@@ -129,7 +129,7 @@ def test_limits() -> None:
     wire.settle()
     wire.protocol.observe(session, values(1, 2))
     with pytest.raises(ResourceExhausted, match="at most 2 sessions"):
-        wire.protocol.open("values", ["b", "c"])
+        wire.protocol.open(Wish("values"), ["b", "c"])
 
 
 def test_handles_rest_before_they_are_used_again() -> None:
@@ -209,7 +209,7 @@ def test_failing_everything() -> None:
     sent = wire.protocol.observe(session, values(1))
     wire.send()
     waiting = wire.protocol.ask(Kind.PEEK, [session])
-    opening, _ = wire.protocol.open("values", ["b"])
+    opening, _ = wire.protocol.open(Wish("values"), ["b"])
     error = ServerError("no more")
     assert set(wire.protocol.fail(error)) == {sent, waiting, opening}
     assert wire.protocol.unanswered == 0
