@@ -315,7 +315,8 @@ class Protocol:
         for call in outbox:
             handles = call.handles
             phase = self._phase[handles]
-            if self._ready(call) and ((phase == 0) | (phase == call.kind)).all():
+            alike = 0 if call.kind is Kind.REWIND else call.kind
+            if self._ready(call) and ((phase == 0) | (phase == alike)).all():
                 self._phase[handles] = call.kind
                 taken.append(call)
             else:
@@ -697,11 +698,10 @@ class Protocol:
             self._reject(session, fault.step, error, now)
         elif handle in self._rewinding:
             self._on_rewind_refused(session, error, due if again else None)
+        elif fault.HasField("call"):
+            self._on_generation_refused(handle, fault.call, error, due if again else None)
         elif (entry := self._questions.oldest(handle)) is not None:
             self._on_question_refused(handle, *entry, error, due if again else None)
-        else:
-            for call in self._generations_of(handle):
-                self._fail_row(call, handle, 0, error)
 
     def _on_open_refused(self, session: Session, error: HiddenstateError, due: float | None, now: float) -> None:
         handle = session.handle
@@ -744,6 +744,15 @@ class Protocol:
         call.withdraw(handle, position)
         self._stalled[handle] = (_NEVER, due)
         self._gate[handle] |= _STALLED
+
+    def _on_generation_refused(self, handle: int, number: int, error: HiddenstateError, due: float | None) -> None:
+        call = self._generations.pop(number, None)
+        if call is None:
+            return
+        if self._questions.first(Kind.GENERATE, handle) == (call, 0):
+            self._on_question_refused(handle, call, 0, error, due)
+        else:
+            self._fail_row(call, handle, 0, error)
 
     def _on_rewind_refused(self, session: Session, error: HiddenstateError, due: float | None) -> None:
         """The server cannot be brought back to what is known of the session."""

@@ -7,7 +7,8 @@ import pytest
 from google.rpc import code_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.client.fake import Fake, Held, status
+from tests.client.fake import status
+from tests.client.wire import Wire, values
 
 from hiddenstate.calls import Call, Kind, Observing, Session, Wish
 from hiddenstate.errors import (
@@ -20,59 +21,6 @@ from hiddenstate.errors import (
 )
 from hiddenstate.protocol import Protocol
 from hiddenstate_proto import hiddenstate_pb2 as pb
-
-
-class Wire:
-    """A protocol and a server with a connection that can be cut anywhere."""
-
-    def __init__(self, **limits: int) -> None:
-        self.protocol = Protocol(**limits)
-        self.fake = Fake()
-        self.handles: dict[int, Held] = {}
-        self.to_server: list[pb.StreamRequest] = []
-        self.to_client: list[pb.StreamResponse] = []
-        self.finished: list[Call] = []
-        self.now = 0.0
-
-    def send(self) -> None:
-        self.now += 1.0
-        self.to_server += self.protocol.frames(self.now)
-
-    def serve(self) -> None:
-        for frame in self.to_server:
-            reply = self.fake._answer(frame, self.handles)
-            # over the wire and back
-            self.to_client.append(pb.StreamResponse.FromString(reply.SerializeToString()))
-        self.to_server.clear()
-
-    def receive(self) -> None:
-        for reply in self.to_client:
-            self.finished += self.protocol.receive(reply, self.now)
-        self.to_client.clear()
-
-    def cut(self) -> None:
-        self.to_server.clear()
-        self.to_client.clear()
-        self.handles.clear()
-        self.protocol.connection_lost()
-        self.finished += self.protocol.take_finished()
-
-    def settle(self) -> None:
-        for _ in range(20):
-            self.send()
-            self.serve()
-            self.receive()
-            if self.protocol.broken:
-                self.cut()
-
-    def open(self, *ids: str, model: str = "values") -> list[Session]:
-        _, sessions = self.protocol.open(Wish(model), ids)
-        self.settle()
-        return sessions
-
-
-def values(*numbers: float) -> np.ndarray:
-    return np.array(numbers, float)[:, None]
 
 
 def test_columns_come_back_in_the_order_of_the_rows() -> None:
