@@ -90,7 +90,7 @@ def test_a_session_goes_back_beyond_what_is_kept() -> None:
     wire.protocol.observe(session, values(1, 2, 3))
     wire.settle()
     wire.fake.store()
-    call = wire.protocol.observe(session, values(4))
+    wire.protocol.observe(session, values(4))
     wire.settle()
     assert wire.protocol.durable_step(session) == 3
     wire.fake.stored["s"].rewind(1)
@@ -354,13 +354,13 @@ class Story:
                     continue
                 assert error is None or step > int(error.metadata["last"]), error
                 assert (columns.steps[i], columns.locations[i, 0]) == (step, total)
-        for call, _, total in self.asked:
-            assert call in wire.finished
-            call.raise_any()
-            assert call.columns().locations[0, 0] == total
-        for call in self.impossible:
-            assert isinstance(next(iter(call.errors.values())), RewindLimit)
-        assert all(call in wire.finished and not call.errors for call, _ in self.copies)
+        for asked, _, total in self.asked:
+            assert asked in wire.finished
+            asked.raise_any()
+            assert asked.columns().locations[0, 0] == total
+        for rewinding in self.impossible:
+            assert isinstance(next(iter(rewinding.errors.values())), RewindLimit)
+        assert all(forking in wire.finished and not forking.errors for forking, _ in self.copies)
 
 
 NUMBER = st.integers(0, 7)
