@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,12 +35,14 @@ def free_port() -> int:
 
 
 async def http_get(port: int, path: str) -> str:
-    """The body of a page of this machine."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-    answer = await reader.read()
-    writer.close()
-    return answer.decode().partition("\r\n\r\n")[2]
+    """A page of this machine."""
+
+    def get() -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            page: bytes = answer.read()
+            return page
+
+    return (await asyncio.to_thread(get)).decode()
 
 
 class Program:
