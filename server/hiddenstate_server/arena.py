@@ -18,8 +18,9 @@ class Arena:
         self.capacity = capacity
         self.states = np.zeros((capacity, state.shape[-1]), np.float32)
         self.outputs = each_column(outputs, lambda column: np.zeros((capacity, *column.shape[1:]), column.dtype))
+        self.initial = state.reshape(-1)
+        """What a new session starts with, [state_size]."""
         self._initial_outputs = outputs
-        self._initial_state = state.reshape(-1)
         # Rows given back, for the next ones; those from `_ever_used` on were never held.
         self._returned = np.zeros(capacity, np.int64)
         self._returned_count = 0
@@ -44,9 +45,13 @@ class Arena:
         returned = self._returned[self._returned_count : self._returned_count + again]
         rows: RowArray = np.concatenate([returned, np.arange(self._ever_used, self._ever_used + count - again)])
         self._ever_used += count - again
-        self.states[rows] = self._initial_state
-        write_rows(self.outputs, rows, self._initial_outputs)
+        self.reset(rows)
         return rows
+
+    def reset(self, rows: RowArray) -> None:
+        """Brings rows to the initial state."""
+        self.states[rows] = self.initial
+        write_rows(self.outputs, rows, self._initial_outputs)
 
     def release(self, rows: RowArray) -> None:
         """Gives rows back, zeroed, so that nothing of a session outlives it."""
@@ -55,9 +60,14 @@ class Arena:
         self._returned[self._returned_count : self._returned_count + len(rows)] = rows
         self._returned_count += len(rows)
 
+    @property
+    def returned(self) -> RowArray:
+        """Rows that were held and are free."""
+        return self._returned[: self._returned_count]
+
     def check_integrity(self) -> None:
         """Raises AssertionError unless rows given back are distinct and zero."""
-        free = self._returned[: self._returned_count]
+        free = self.returned
         if len(np.unique(free)) != len(free):
             raise AssertionError("a row is free twice")
         if self.states[free].any() or any(column[free].any() for column in self.outputs):

@@ -36,6 +36,11 @@ def steps_of(data: bytes, count: int) -> NDArray[np.int64] | None:
     return _column("steps", data, _U8, count).view(np.int64)
 
 
+def numbers_of(data: bytes, count: int) -> NDArray[np.uint32] | None:
+    """The number column as uint32 [count], None if left out; else FrameInvalid."""
+    return _column("numbers", data, _U4, count) if data else None
+
+
 def tokens_of(data: bytes, count: int) -> NDArray[np.int64]:
     """The token column as int64 [count]; else FrameInvalid."""
     return _column("tokens", data, _I4, count).astype(np.int64)

@@ -58,6 +58,7 @@ class Host:
             capacity=self.limits.max_sessions,
             max_batch=max_batch,
             base=self._last_slot * self.limits.max_sessions,
+            rewind_steps=self.limits.rewind_steps,
             streams=self.streams,
             backlogs=Backlogs(self.limits.max_session_backlog, self.limits.max_stream_backlog),
             metrics=self.metrics.model(info.name, info.version, info.task, runtime.description),
@@ -137,8 +138,10 @@ class Host:
                     self._heartbeat(stream, request.heartbeat)
                 case "open":
                     open_sessions(self, stream, request.open, elsewhere)
+                case "rewind":
+                    self._rewind(stream, request.rewind)
                 case _:
-                    raise errors.FrameInvalid("the frame is empty; set open, observe, peek, close or heartbeat")
+                    raise errors.FrameInvalid("the frame is empty, or of a newer client; set one of its fields")
         except errors.ServerError as error:
             self._refuse(stream, error)
 
@@ -215,6 +218,17 @@ class Host:
         handles = frames.handles_of(close.handles, self.limits.max_frame_rows)
         for model, rows, _ in self._located(stream, handles, None):
             model.close(stream, rows, self.clock())
+
+    def _rewind(self, stream: Stream, rewind: pb.Rewind) -> None:
+        handles = frames.handles_of(rewind.handles, self.limits.max_frame_rows)
+        steps = frames.steps_of(rewind.steps, len(handles))
+        if steps is None:
+            raise errors.FrameInvalid("the steps to go back to are missing; send one per handle")
+        numbers = frames.numbers_of(rewind.numbers, len(handles))
+        for model, rows, positions in self._located(stream, handles, None):
+            at = slice(None) if positions is None else positions
+            here = None if numbers is None else numbers[at]
+            model.rewind(stream, rows, steps[at], here, rewind.with_words, self.clock())
 
     def _heartbeat(self, stream: Stream, heartbeat: pb.Heartbeat) -> None:
         if heartbeat.handles:
@@ -316,8 +330,7 @@ class Host:
                 steps=int(table.applied[row]),
                 seconds=round((now - int(table.created[row])) / 1e9, 3),
             )
-        table.clear(rows)
-        model.arena.release(rows)
+        model.release(rows)
         model.metrics.ended(reason, len(rows))
 
     def flush_metrics(self) -> None:

@@ -14,6 +14,7 @@ class Limits:
     max_session_backlog: int = 16_384
     max_stream_backlog: int = 65_536
     max_frame_rows: int = 16_384
+    rewind_steps: int = 64
     idle_timeout: float = 600.0
     max_idle_timeout: float = 86_400.0
     detach_timeout: float = 60.0

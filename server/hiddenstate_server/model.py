@@ -17,6 +17,8 @@ from hiddenstate_server import errors
 from hiddenstate_server.arena import Arena
 from hiddenstate_server.engine import Engine
 from hiddenstate_server.frames import handle_bytes, step_bytes
+from hiddenstate_server.history import History
+from hiddenstate_server.rewinding import Rewinding
 from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column, places_of
 from hiddenstate_server.scheduler import (
     CLOSE,
@@ -24,6 +26,8 @@ from hiddenstate_server.scheduler import (
     KIND,
     OBSERVE,
     PEEK,
+    REWIND,
+    REWOUND,
     SILENT,
     WORDS,
     Batch,
@@ -41,6 +45,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ANSWERS: Mapping[int, Literal["observed", "peeked", "rewound"]] = {
+    OBSERVE: "observed",
+    PEEK: "peeked",
+    REWIND: "rewound",
+    REWOUND: "rewound",
+}
 _SMALL_FRAME = 4
 """Up to this many rows, checking one by one beats a dozen array operations."""
 
@@ -156,6 +166,7 @@ class ServedModel:
         capacity: int,
         max_batch: int,
         base: int,
+        rewind_steps: int,
         streams: Mapping[int, Stream],
         backlogs: Backlogs,
         metrics: ModelMetrics,
@@ -171,9 +182,15 @@ class ServedModel:
         self.table = SessionTable(capacity)
         self.scheduler = Scheduler(capacity, info.empty_input)
         self.metrics = metrics
+        self.history = History(
+            rewind_steps, info.empty_input, self.arena.states, self.table.applied, self.arena.initial
+        )
+        self.rewinding = Rewinding(self.table, self.arena, self.scheduler, self.history)
         self._acts: dict[int, Act] = {}
         self.on(OBSERVE, self._observe)
         self.on(PEEK, self._peek)
+        self.on(REWIND, self._rewind)
+        self.on(REWOUND, self._rewound)
         self._streams = streams
         self._backlogs = backlogs
         self._fields = ("handles", "steps", *self.arena.outputs._fields)
@@ -316,11 +333,12 @@ class ServedModel:
 
     def _is_repeat(self, row: int, step: int, expected: int) -> bool:
         """Whether a step other than the expected one is the last applied; False if its answer is on the way."""
-        applied = int(self.table.applied[row])
+        target = self.rewinding.target(row)
+        applied = int(self.table.applied[row]) if target is None else target
         if step < 0 or step > expected:
             raise errors.StepGap(f"step {expected} comes next; send it first", expected=expected)
         if step == applied and step > 0:
-            return True
+            return target is None
         if step > applied:
             return False
         raise errors.StepAlreadyApplied(
@@ -341,6 +359,38 @@ class ServedModel:
         """Queues closes behind what the sessions have; nothing more is accepted for them."""
         closed = self._queue_quietly(stream, np.unique(rows), CLOSE, now)
         self.table.closing[closed] = True
+
+    def rewind(
+        self,
+        stream: Stream,
+        rows: RowArray,
+        steps: NDArray[np.int64],
+        numbers: NDArray[np.uint32] | None,
+        with_words: bool,
+        now: float,
+    ) -> None:
+        """Queues rewinds to `steps` [n], the `numbers`-th of their sessions, behind what the sessions have."""
+        accepted: list[int] = []
+        for index, row in enumerate(rows.tolist()):
+            try:
+                self.check_open(stream, row)
+                # Steps from 2^63 on look negative.
+                step = int(steps[index]) % 2**64
+                self.rewinding.accept(row, step, None if numbers is None else int(numbers[index]))
+            except errors.ServerError as error:
+                self.metrics.fault(error)
+                stream.fault(error, int(self.table.handle[row]))
+                continue
+            stream.backlog += 1
+            accepted.append(index)
+        if accepted:
+            self._enqueue(rows[accepted], None, REWIND | (WORDS if with_words else 0), now)
+
+    def check_open(self, stream: Stream, row: int) -> None:
+        """Raises SessionClosed or StreamBacklog unless the stream may ask something more of the session."""
+        if self.table.closing[row]:
+            raise errors.SessionClosed("the session is being closed; open a new one")
+        self.check_stream_backlog(stream)
 
     def _queue_quietly(self, stream: Stream, rows: RowArray, flags: int, now: float) -> RowArray:
         open_ = ~self.table.closing[rows]
@@ -393,11 +443,28 @@ class ServedModel:
             heard = ~silent
             batch, outputs = batch.only(heard), each_column(outputs, lambda column: column[heard])
         if len(batch.rows):
-            self.table.applied[places_of(batch.rows)] += 1
+            places = places_of(batch.rows)
+            steps = self.table.applied[places] + 1
+            self.table.applied[places] = steps
+            self.history.record(batch.rows, steps, batch.inputs)
             self._deliver(batch.rows, outputs, batch.flags, batch.received)
 
     def _peek(self, batch: Batch, _now: float) -> None:
         self._deliver(batch.rows, self.engine.last(batch.rows), batch.flags, batch.received)
+
+    def _rewind(self, batch: Batch, _now: float) -> None:
+        """Starts rewinds; those that need no replay are answered at once."""
+        done = np.zeros(len(batch.rows), np.bool_)
+        for index, row in enumerate(batch.rows.tolist()):
+            answer = REWOUND | int(batch.flags[index]) & WORDS
+            done[index] = self.rewinding.begin(row, answer, float(batch.received[index]))
+        if done.any():
+            self._peek(batch.only(done), _now)
+
+    def _rewound(self, batch: Batch, now: float) -> None:
+        for row in batch.rows.tolist():
+            self.rewinding.finish(row)
+        self._peek(batch, now)
 
     def _fail(self, batch: Batch) -> None:
         """Answers a failed batch, and what waited behind it, with INTERNAL; the states are as before."""
@@ -442,12 +509,12 @@ class ServedModel:
         columns = [handle_bytes(self.table.handle[rows]), step_bytes(self.table.applied[rows])]
         columns += [column.tobytes() for column in outputs]
         widths = [len(column) // len(rows) for column in columns]
-        peeked = bool(flags[0] & KIND == PEEK)
+        answers = _ANSWERS[int(flags[0]) & KIND]
         for start, end in pairwise(bounds):
             key = int(keys[start])
             stream = self._streams[key >> 1 if worded else key]
             part = Part(
-                peeked,
+                answers,
                 self._fields,
                 self._vocabulary if flags[start] & WORDS else (),
                 tuple(column[start * width : end * width] for column, width in zip(columns, widths, strict=True)),
@@ -483,6 +550,7 @@ class ServedModel:
         Who waits for items with arguments is told of `error`, if there is one. Returns what was to be answered.
         """
         dropped = self.scheduler.drop(rows)
+        self.rewinding.abandon(rows)
         self._forget_backlog(dropped.rows)
         self.table.accepted[rows] = self.table.applied[rows]
         self.table.closing[rows] = False
@@ -492,13 +560,21 @@ class ServedModel:
                     argument.abandon(error)
         return dropped
 
+    def release(self, rows: RowArray) -> None:
+        """Empties rows whose sessions are gone, and gives them back."""
+        self.table.clear(rows)
+        self.history.clear(rows)
+        self.arena.release(rows)
+
     def check_integrity(self) -> None:
         """Raises AssertionError unless arena, table and scheduler agree."""
         self.arena.check_integrity()
         self.scheduler.check_integrity()
+        self.rewinding.check_integrity()
         live = self.table.live()
         if len(live) != self.arena.used:
             raise AssertionError(f"{len(live)} sessions hold {self.arena.used} rows")
+        self.history.check_integrity(self.arena.returned)
         waiting = np.flatnonzero(self.scheduler.pending)
         if not np.isin(waiting, live).all():
             raise AssertionError("work is queued for a row without a session")

@@ -187,6 +187,7 @@ def _opened(model: ServedModel, handles: NDArray[np.uint32], rows: RowArray, lea
         session_ids=[id_of(table.keys[row]) for row in rows.tolist()],
         steps=frames.step_bytes(table.applied[rows]),
         rewinds=frames.handle_bytes(table.rewinds[rows]),
+        rewind_limit=model.history.limit,
         model=model.info.name,
         version=model.info.version,
         idle_timeout=duration(lease),

@@ -27,8 +27,10 @@ from hiddenstate_server.runtimes import DoubleArray, InputArray, RowArray
 if TYPE_CHECKING:
     from hiddenstate_server.errors import ServerError
 
-OBSERVE, PEEK, CLOSE, REWIND, EXPORT, GENERATE, FORK, REWARM = range(8)
-"""A tick acts on its items kind by kind, in this order: those that need new rows, and may evict, come last."""
+OBSERVE, PEEK, CLOSE, REWIND, REWOUND, EXPORT, GENERATE, FORK, REWARM = range(9)
+"""REWOUND is what answers a rewind once all is fed again that it has to.
+
+A tick acts on its items kind by kind, in this order: those that need new rows, and may evict, come last."""
 KIND = 0b0000_1111
 HOLD = 0b0001_0000
 """More of the same session's run follows: the answer may wait for it."""

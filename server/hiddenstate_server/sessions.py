@@ -85,6 +85,8 @@ class SessionTable:
         """A close is queued: nothing more is accepted."""
         self.rewinds = np.zeros(capacity, np.int64)
         """How many times observations were taken back."""
+        self.replaying = np.zeros(capacity, np.bool_)
+        """The state is on its way back, to be neither written nor copied; the other columns say how it was before."""
         self.durable = np.zeros(capacity, np.int64)
         """Observations in the state that the store has."""
         self.stored = np.zeros(capacity, np.bool_)

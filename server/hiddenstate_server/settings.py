@@ -102,6 +102,9 @@ class Settings(BaseModel):
     reload_interval: Annotated[float, BeforeValidator(_seconds), Field(ge=0)] = Field(
         default=5.0, description="How often the model folder is looked at for versions that came or went; 0 never."
     )
+    rewind_steps: Annotated[int, Field(ge=0, le=16_384)] = Field(
+        default=64, description="Observations of a session that can be taken back; 0 keeps none."
+    )
     idle_timeout: Seconds = Field(default=600.0, description="Lease of a session whose client asks for none.")
     max_idle_timeout: Seconds = Field(default=86_400.0, description="Longest lease a client gets.")
     detach_timeout: Seconds = Field(default=60.0, description="How long a session outlives its stream, to be resumed.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -26,7 +26,8 @@ _REPLY_FAULTS = 1024
 class Part(NamedTuple):
     """Predictions of some rows of one model for one stream, already packed for the wire."""
 
-    peeked: bool
+    answers: Literal["observed", "peeked", "rewound"]
+    """The field of the reply."""
     fields: tuple[str, ...]
     """Names of the columns in Predictions."""
     vocabulary: Sequence[str]
@@ -39,7 +40,7 @@ class Part(NamedTuple):
 
     def handed_over(self, now: float) -> None:
         """The transport has it."""
-        if not self.peeked:
+        if self.answers == "observed":
             self.observe_latency(now - self.received)
 
 
@@ -56,7 +57,7 @@ class Single(NamedTuple):
     def part(self) -> Part:
         """The same for a reply that holds more."""
         columns = self.encoder.columns(self.reply)
-        return Part(False, self.encoder.fields, (), columns, np.array([self.received]), self.observe_latency)
+        return Part("observed", self.encoder.fields, (), columns, np.array([self.received]), self.observe_latency)
 
     def handed_over(self, now: float) -> None:
         """The transport has it."""
@@ -214,7 +215,7 @@ class Stream:
             parts = self._take_parts()
             rows += sum(len(part.received) for part in parts)
             for group in _mergeable(parts):
-                _add_predictions(response.peeked if group[0].peeked else response.observed, group)
+                _add_predictions(getattr(response, group[0].answers), group)
         if self._closed:
             response.closed = b"".join(self._closed)
             rows += len(response.closed) // 4
@@ -254,9 +255,9 @@ def _mergeable(parts: Sequence[Part]) -> Iterable[Sequence[Part]]:
     """Parts grouped by the message they can share."""
     if len(parts) == 1:
         return [parts]
-    groups: dict[tuple[bool, tuple[str, ...], int, int], list[Part]] = {}
+    groups: dict[tuple[str, tuple[str, ...], int, int], list[Part]] = {}
     for part in parts:
-        key = (part.peeked, part.fields, id(part.observe_latency), id(part.vocabulary))
+        key = (part.answers, part.fields, id(part.observe_latency), id(part.vocabulary))
         groups.setdefault(key, []).append(part)
     return groups.values()
 

@@ -1,7 +1,7 @@
 """Whatever else happens, a session's outputs are those of a lone model fed its own observations.
 
-Random interleavings of opens, observations, peeks, closes, disconnects, resumes, expiries, evictions and ticks run
-on a host without transport, on a test double and on a real ONNX bundle.
+Random interleavings of opens, observations, peeks, rewinds, closes, disconnects, resumes, expiries, evictions and
+ticks run on a host without transport, on a test double and on a real ONNX bundle.
 """
 
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from hiddenstate_server.streams import Stream
 
 TOKENS = 12
 CAPACITY = 6
+REWIND_STEPS = 6
 LEASE = 30.0
 DETACH = 10.0
 
@@ -42,17 +43,47 @@ class Client:
     sessions: dict[int, str] = field(default_factory=dict)
     seen: int = 0
     peeks_seen: int = 0
+    rewinds_seen: int = 0
+
+
+History = tuple[int, ...]
 
 
 @dataclass(eq=False)
 class Told:
-    """A session as told to the server: what it was sent, and which answers are due."""
+    """A session as told to the server: what it was sent, and after which observations answers are due."""
 
     holder: Client | None
     handle: int
     sent: list[int] = field(default_factory=list)
-    due: list[int] = field(default_factory=list)
+    rewinds: int = 0
+    furthest: int = 0
+    due: list[History] = field(default_factory=list)
+    peeks_due: list[History] = field(default_factory=list)
+    rewinds_due: list[History] = field(default_factory=list)
     closing: bool = False
+    positions: dict[tuple[int, int], History] = field(default_factory=lambda: {(0, 0): ()})
+    """By number of rewinds and of observations: all that a resumed session can be found at."""
+
+    def observe(self, token: int) -> None:
+        self.sent.append(token)
+        self.due.append(tuple(self.sent))
+        self.furthest = max(self.furthest, len(self.sent))
+        self.remember()
+
+    def remember(self) -> None:
+        self.positions[self.rewinds, len(self.sent)] = tuple(self.sent)
+
+    @property
+    def is_answered(self) -> bool:
+        return not (self.due or self.peeks_due or self.rewinds_due)
+
+    def resumed(self, rewinds: int, step: int) -> None:
+        self.sent, self.rewinds = list(self.positions[rewinds, step]), rewinds
+        self.detach()
+
+    def detach(self) -> None:
+        self.closing, self.due, self.peeks_due, self.rewinds_due = False, [], [], []
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -61,7 +92,7 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        limits = Limits(max_sessions=CAPACITY, idle_timeout=LEASE, detach_timeout=DETACH)
+        limits = Limits(max_sessions=CAPACITY, idle_timeout=LEASE, detach_timeout=DETACH, rewind_steps=REWIND_STEPS)
         self.host = Host(limits, Metrics("test"), self.clock)
         info, self.runtime = self.served()
         self.model = self.host.add_model(info, self.runtime, max_batch=4)
@@ -84,6 +115,11 @@ class Interleavings(RuleBasedStateMachine):
     def pick(self, index: int) -> str | None:
         names = sorted(self.sessions)
         return names[index % len(names)] if names else None
+
+    def row_of(self, name: str) -> int:
+        place = self.host.directory.get(f"/{name}")
+        assert place is not None
+        return place.row
 
     # what clients do
 
@@ -126,8 +162,7 @@ class Interleavings(RuleBasedStateMachine):
         handles, tokens, steps = [], [], []
         for index, token in picks:
             told = held[index % len(held)][1]
-            told.sent.append(token)
-            told.due.append(len(told.sent))
+            told.observe(token)
             handles.append(told.handle)
             tokens.append(token)
             steps.append(len(told.sent))
@@ -142,10 +177,11 @@ class Interleavings(RuleBasedStateMachine):
             return
         self.collect(told.holder)
         faults = len(told.holder.replies.faults)
-        applied = int(self.model.table.applied[self.host.directory.get(f"/{name}").row])  # type: ignore[union-attr]
-        step = len(told.sent) + off
-        if step == applied:
-            told.due.append(step)  # a repeat of the last applied step is answered once more
+        step, row = len(told.sent) + off, self.row_of(name or "")
+        going_back = self.model.rewinding.target(row)
+        applied = int(self.model.table.applied[row]) if going_back is None else going_back
+        if step == applied and going_back is None:
+            told.due.append(tuple(told.sent[:step]))  # a repeat of the last applied step is answered once more
         self.host.receive(told.holder.stream, wire.words([told.handle], [1], [step]))
         self.collect(told.holder)
         reasons = told.holder.replies.reasons[faults:]
@@ -161,12 +197,12 @@ class Interleavings(RuleBasedStateMachine):
         told = self.sessions.get(name or "")
         if told is None or told.holder is None or told.closing or not told.sent:
             return
-        row = self.host.directory.get(f"/{name}").row  # type: ignore[union-attr]
-        idle = self.model.table.applied[row] == len(told.sent)
+        row = self.row_of(name or "")
+        idle = self.model.table.applied[row] == len(told.sent) and self.model.rewinding.target(row) is None
         self.collect(told.holder)
         before = len(told.holder.replies.observed)
         if idle:
-            told.due.append(len(told.sent))
+            told.due.append(tuple(told.sent))
         self.host.receive(told.holder.stream, wire.words([told.handle], [0], [len(told.sent)]))
         if idle:
             self.collect(told.holder)
@@ -177,7 +213,37 @@ class Interleavings(RuleBasedStateMachine):
     def peek(self, index: int) -> None:
         told = self.sessions.get(self.pick(index) or "")
         if told is not None and told.holder is not None and not told.closing:
+            told.peeks_due.append(tuple(told.sent))
             self.host.receive(told.holder.stream, wire.peek([told.handle]))
+
+    @rule(index=st.integers(0, 9), back=st.integers(-1, 8), numbered=st.booleans())
+    def rewind(self, index: int, back: int, numbered: bool) -> None:
+        """Back within the limit, beyond it, or to a step that was never reached."""
+        told = self.sessions.get(self.pick(index) or "")
+        if told is None or told.holder is None or told.closing or back > len(told.sent):
+            return
+        self.collect(told.holder)
+        target, faults = len(told.sent) - back, len(told.holder.replies.faults)
+        numbers = [told.rewinds + 1] if numbered else []
+        self.host.receive(told.holder.stream, wire.rewind([told.handle], [target], numbers))
+        self.collect(told.holder)
+        if told.holder.replies.reasons[faults:]:
+            assert told.holder.replies.reasons[faults:] == ["REWIND_LIMIT"]
+            assert target < told.furthest - REWIND_STEPS
+            return
+        del told.sent[target:]
+        told.rewinds += 1
+        told.remember()
+        told.rewinds_due.append(tuple(told.sent))
+
+    @rule(index=st.integers(0, 9), back=st.integers(0, 3))
+    def rewind_again(self, index: int, back: int) -> None:
+        """A rewind that was done, or waits, is only answered."""
+        told = self.sessions.get(self.pick(index) or "")
+        if told is not None and told.holder is not None and not told.closing:
+            told.rewinds_due.append(tuple(told.sent))
+            frame = wire.rewind([told.handle], [max(0, len(told.sent) - back)], [told.rewinds])
+            self.host.receive(told.holder.stream, frame)
 
     @rule(index=st.integers(0, 9))
     def close(self, index: int) -> None:
@@ -195,7 +261,8 @@ class Interleavings(RuleBasedStateMachine):
         for name in client.sessions.values():
             told = self.sessions.get(name)
             if told is not None and told.holder is client:
-                told.holder, told.closing, told.due = None, False, []
+                told.holder = None
+                told.detach()
         self.forget_ended()
 
     @precondition(lambda self: self.clients)
@@ -212,12 +279,12 @@ class Interleavings(RuleBasedStateMachine):
             del told.holder.sessions[told.handle]
         self.host.receive(client.stream, wire.opening([handle], "", ids=[name], mode=pb.OPEN_MODE_RESUME))
         client.sessions[handle] = name
-        told.holder, told.handle, told.closing, told.due = client, handle, False, []
+        told.holder, told.handle = client, handle
+        told.detach()
         self.collect(client)
         opened, step = client.replies.opened[handle]
         assert opened == name
-        assert step <= len(told.sent)
-        del told.sent[step:]
+        told.resumed(client.replies.rewinds[handle], step)
 
     @rule(seconds=st.sampled_from([1.0, DETACH / 2, DETACH, LEASE]))
     def wait(self, seconds: float) -> None:
@@ -242,7 +309,7 @@ class Interleavings(RuleBasedStateMachine):
             told = self.sessions[name]
             if told.holder is not None:
                 self.collect(told.holder)
-                assert not told.due, "a session ended with answers due"
+                assert told.is_answered, "a session ended with answers due"
                 del told.holder.sessions[told.handle]
             del self.sessions[name]
 
@@ -253,17 +320,24 @@ class Interleavings(RuleBasedStateMachine):
             client.stream.sent(parts, rows, self.clock())
             client.replies.add(pb.StreamResponse.FromString(reply))
         for answer in client.replies.observed[client.seen :]:
-            name = client.sessions[answer.handle]
-            told = self.sessions[name]
-            self.check(answer, told)
-            told.due.remove(answer.step)
+            due = self.told(client, answer).due
+            history = next(history for history in due if len(history) == answer.step)
+            due.remove(history)
+            self.check(answer, history)
         client.seen = len(client.replies.observed)
         for answer in client.replies.peeked[client.peeks_seen :]:
-            self.check(answer, self.sessions[client.sessions[answer.handle]])
+            self.check(answer, self.told(client, answer).peeks_due.pop(0))
         client.peeks_seen = len(client.replies.peeked)
+        for answer in client.replies.rewound[client.rewinds_seen :]:
+            self.check(answer, self.told(client, answer).rewinds_due.pop(0))
+        client.rewinds_seen = len(client.replies.rewound)
 
-    def check(self, answer: wire.Answer, told: Told) -> None:
-        outputs, _ = self.alone(tuple(told.sent[: answer.step]))
+    def told(self, client: Client, answer: wire.Answer) -> Told:
+        return self.sessions[client.sessions[answer.handle]]
+
+    def check(self, answer: wire.Answer, history: History) -> None:
+        assert answer.step == len(history)
+        outputs, _ = self.alone(history)
         for name, column in outputs._asdict().items():
             np.testing.assert_allclose(answer.columns[name], np.ravel(column), rtol=1e-5, atol=1e-5)
 
@@ -279,7 +353,7 @@ class Interleavings(RuleBasedStateMachine):
             self.collect(client)
             assert client.stream.backlog == 0
         for told in self.sessions.values():
-            assert not told.due, "observations were never answered"
+            assert told.is_answered, "something was never answered"
         for client in self.clients:
             self.host.disconnect(client.stream)
         self.clock.now += DETACH

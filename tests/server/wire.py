@@ -73,6 +73,14 @@ def close(handles: Iterable[int]) -> pb.StreamRequest:
     return pb.StreamRequest(close=pb.Close(handles=u4(handles)))
 
 
+def rewind(
+    handles: Iterable[int], steps: Iterable[int], numbers: Iterable[int] = (), *, with_words: bool = False
+) -> pb.StreamRequest:
+    """A Rewind frame."""
+    frame = pb.Rewind(handles=u4(handles), steps=u8(steps), numbers=u4(numbers), with_words=with_words)
+    return pb.StreamRequest(rewind=frame)
+
+
 def heartbeat(handles: Iterable[int] = ()) -> pb.StreamRequest:
     """A Heartbeat frame."""
     return pb.StreamRequest(heartbeat=pb.Heartbeat(handles=u4(handles)))
@@ -157,8 +165,10 @@ class Replies:
 
     def __init__(self) -> None:
         self.opened: dict[int, tuple[str, int]] = {}
+        self.rewinds: dict[int, int] = {}
         self.observed: list[Answer] = []
         self.peeked: list[Answer] = []
+        self.rewound: list[Answer] = []
         self.closed: list[int] = []
         self.leases: list[int] = []
         self.faults: list[Refused] = []
@@ -171,10 +181,13 @@ class Replies:
             handles, steps = np.frombuffer(opened.handles, "<u4"), np.frombuffer(opened.steps, "<u8")
             for handle, session_id, step in zip(handles, opened.session_ids, steps, strict=True):
                 self.opened[int(handle)] = (session_id, int(step))
+            self.rewinds.update(zip(handles.tolist(), np.frombuffer(opened.rewinds, "<u4").tolist(), strict=True))
         for predictions in response.observed:
             self.observed += answers(predictions)
         for predictions in response.peeked:
             self.peeked += answers(predictions)
+        for predictions in response.rewound:
+            self.rewound += answers(predictions)
         self.closed += [handle for (handle,) in struct.iter_unpack("<I", response.closed)]
         self.leases += [handle for (handle,) in struct.iter_unpack("<I", response.leases.handles)]
         self.faults += map(refused, response.faults)
