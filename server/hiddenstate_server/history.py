@@ -127,7 +127,8 @@ class History:
 
     def _between(self, row: int, start: int, end: int) -> InputArray:
         """The inputs of the steps after `start` up to `end`."""
-        return self._inputs[row, np.arange(start + 1, end + 1) % self._length].astype(self._input_type)
+        inputs: InputArray = self._inputs[row, np.arange(start + 1, end + 1) % self._length]
+        return inputs.astype(self._input_type)
 
     def went_back(self, row: int, furthest: int, step: int) -> None:
         """A row that was at `furthest` is now at `step`."""

@@ -87,7 +87,8 @@ class AgainstLists(RuleBasedStateMachine):
         self.history.start(row, step)
 
     def sum_of(self, row: int, step: int) -> np.ndarray:
-        return np.sum([np.zeros(SIZE), *self.told[row][:step]], axis=0)
+        total: np.ndarray = np.sum([np.zeros(SIZE), *self.told[row][:step]], axis=0)
+        return total
 
     @invariant()
     def recent_ones_are_there(self) -> None:
