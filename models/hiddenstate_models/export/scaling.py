@@ -1,14 +1,27 @@
-"""One step of the per-session online scaling, as a graph; its formulas are those of `hiddenstate_models.scaling`."""
+"""One step of the per-session online scaling, as a graph; its formulas are those of `hiddenstate_models.scaling`.
 
+A node costs about as much as a row's arithmetic, so whatever is linear is done by a few products with constant
+matrices, which choose, add, scale and turn at once: what comes out of them is exact, since all but one or two of the
+factors are zero. Between them what belongs together is contiguous over the batch: [rows, columns * n].
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from hiddenstate_models import scaling
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 
 _LEVELS = len(scaling.LEVEL_RATES)
+_SPREADS = 1 + _LEVELS
+_SEEN, _MOVES, _SPREAD, _HIGH, _LOW = np.cumsum((0, *scaling.STATE_ROWS[:-1])).tolist()
+_ROWS, _FEATURES = sum(scaling.STATE_ROWS), sum(scaling.FEATURE_ROWS)
+
+Weights = Mapping[int, float]
+"""What a row of a product is made of: row of the operand -> factor."""
 
 
 class ScaledStep(NamedTuple):
@@ -16,86 +29,114 @@ class ScaledStep(NamedTuple):
 
     features: Tensor
     """float32 [n, features]: what the cells see."""
-    anchors: Tensor
-    """float64 [n, columns]: the last value seen; 0 while there is none."""
-    units: Tensor
-    """float32 [n, columns]: the typical size of a step."""
-    seen: Tensor
-    """float32 [n, columns]: how many values have been seen."""
-    moves: Tensor
-    """float64 [n, columns]: the value less the one before it; NaN where missing."""
     state: Tensor
     """float32 [n, state]: the scaling's next state."""
+    units: Tensor
+    """float32 [n, targets]: the typical size of a step."""
+    seen: Tensor
+    """float32 [n, targets]: how many values have been seen."""
+    values: Tensor
+    """float64 [columns, n]: the last value seen; 0 while there is none."""
 
 
-def scaling_step(graph: GraphBuilder, columns: int, values: Tensor, state: Tensor) -> ScaledStep:
-    """values float64 [n, columns], state float32 [n, rows * columns] -> the scaled values and the next state."""
+def moves_since_last(
+    graph: GraphBuilder, columns: int, targets: Sequence[int], observed: Tensor, state: Tensor
+) -> Tensor:
+    """observed float64 [n, targets] less the values before them, in state float64 [n, rows * columns]."""
+    before = _matrix([{_HIGH: -1.0, _LOW: -1.0}], _ROWS, columns)[list(targets)]
+    return graph.node("Gemm", state, graph.array(before), observed, transB=1)
+
+
+def scaling_step(
+    graph: GraphBuilder, columns: int, targets: Sequence[int], values: Tensor, row: Tensor, state: Tensor, width: int
+) -> ScaledStep:
+    """values float64 [n, columns] -> the scaled values and the next state.
+
+    The state is given as float64 [n, rows * columns], and as the head of `row`, float32 [n, width].
+    """
     node, number = graph.node, graph.number
-    zero, one, zero64 = number(0.0), number(1.0), number(0.0, np.float64)
+    zero, one, two = number(0.0), number(1.0), number(2.0)
 
-    # [rows, columns, n]: what belongs together is contiguous over the batch
-    rows = node("Reshape", state, graph.integers(0, sum(scaling.STATE_ROWS), columns))
-    rows = node("Transpose", rows, perm=[1, 2, 0])
-    seen, moves, spreads, high, low = graph.split(rows, *scaling.STATE_ROWS, axis=0)
-    references = node("Add", _double(graph, high), _double(graph, low))  # last value, moving averages
-    last, _ = graph.split(references, 1, _LEVELS, axis=0)
+    def blocks(x: Tensor, rows: int) -> Tensor:
+        """[rows * columns, n] -> [rows, columns * n]."""
+        return x if columns == 1 else node("Reshape", x, graph.integers(rows, -1))
 
-    observed = node("Unsqueeze", node("Transpose", values), graph.integers(0))
+    def unblocked(x: Tensor, rows: int) -> Tensor:
+        return x if columns == 1 else node("Reshape", x, graph.integers(rows * columns, -1))
+
+    spread_rows = range(_SPREAD, _SPREAD + _SPREADS)
+    # one more than the counts, the spreads, and the largest deviations that count
+    picked = [
+        {_SEEN: 1.0},
+        {_MOVES: 1.0},
+        *({i: 1.0} for i in spread_rows),
+        *({i: scaling.OUTLIER} for i in spread_rows),
+    ]
+    counts = np.repeat([1.0, 1.0, *[0.0] * (2 * _SPREADS)], columns)[:, None]
+    matrix = np.pad(_matrix(picked, _ROWS, columns), ((0, 0), (0, width - _ROWS * columns))).astype(np.float32)
+    singles = node("Gemm", graph.array(matrix), row, graph.array(counts.astype(np.float32)), transB=1)
+    seen, moves, spreads, largest_sizes = graph.split(blocks(singles, len(picked)), 1, 1, _SPREADS, _SPREADS, axis=0)
+    # last value and moving averages; again only the averages; again only the last value
+    pairs: list[Weights] = [{_HIGH + i: 1.0, _LOW + i: 1.0} for i in [*range(_SPREADS), *range(1, _SPREADS), 0]]
+    doubles = node("Gemm", graph.array(_matrix(pairs, _ROWS, columns)), state, transB=1)
+    references, levels, last = graph.split(blocks(doubles, len(pairs)), _SPREADS, _LEVELS, 1, axis=0)
+
+    observed = blocks(node("Transpose", values), 1)
     missing = node("IsNaN", observed)
-    present = node("Cast", node("Not", missing), to=TensorProto.FLOAT)
-    since_last = node("Sub", observed, last)
-    value_high, value_low = _pair(graph, node("Where", missing, last, observed))
-    value = node("Add", _double(graph, value_high), _double(graph, value_low))
+    missing_flag = _float(graph, missing)
+    present = node("Sub", one, missing_flag)
+    value_high, value_low, high = _pair(graph, node("Where", missing, last, observed))
+    value = node("Add", high, _double(graph, value_low))
 
-    references = node("Where", node("Equal", seen, zero), value, references)
-    deviations = node("Sub", value, references)
-    move, from_levels = graph.split(deviations, 1, _LEVELS, axis=0)
-    _, levels = graph.split(references, 1, _LEVELS, axis=0)
-    moved = node("Cast", node("Cast", move, to=TensorProto.BOOL), to=TensorProto.FLOAT)
+    deviations = node("Where", node("Equal", seen, one), number(0.0, np.float64), node("Sub", value, references))
+    deviations = _float(graph, deviations)
+    sizes = node("Abs", deviations)
+    moved = node("Sign", graph.split(sizes, 1, _LEVELS, axis=0)[0])
     seen = node("Add", seen, present)
     moves = node("Add", moves, moved)
 
-    deviations = _float(graph, deviations)
-    sizes = node("Abs", deviations)
-    capped = node("Min", sizes, node("Mul", spreads, number(scaling.OUTLIER)))
-    bounded = node("Where", node("Equal", moves, one), sizes, capped)
-    warm_up = node("Max", _favouring_recent(graph, moves), number(scaling.SPREAD_RATE))
-    warm_up = node("Min", warm_up, one)
+    bounded = node("Where", node("Equal", moves, two), sizes, node("Min", sizes, largest_sizes))
+    warm_up = node("Clip", node("Div", two, moves), number(scaling.SPREAD_RATE), one)
     correction = node("Mul", node("Mul", moved, warm_up), node("Sub", bounded, spreads))
     spreads = node("Add", spreads, correction)
 
-    slowest = graph.array(np.array(scaling.LEVEL_RATES, np.float32)[:, None, None])
-    level_rates = node("Mul", node("Max", _favouring_recent(graph, seen), slowest), present)
-    levels = node("Add", levels, node("Mul", _double(graph, level_rates), from_levels))
-    levels_high, levels_low = _pair(graph, levels)
+    # The averages before the first value are 0 and its rate is 1, so that they begin at the value.
+    slowest = graph.array(np.array(scaling.LEVEL_RATES, np.float32)[:, None])
+    level_rates = node("Mul", node("Max", node("Div", two, seen), slowest), present)
+    levels = node("Add", levels, node("Mul", _double(graph, level_rates), node("Sub", value, levels)))
+    levels_high, levels_low, _ = _pair(graph, levels)
 
-    magnitude = node("Where", node("Equal", value, zero64), number(1.0, np.float64), node("Abs", value))
-    prior = node("Mul", _float(graph, magnitude), number(scaling.PRIOR_STEP))
-    units = node("Where", node("Equal", moves, zero), prior, spreads)
+    magnitude = node("Where", node("Equal", value_high, zero), one, node("Abs", value_high))
+    prior = node("Mul", magnitude, number(scaling.PRIOR_STEP))
+    units = node("Where", node("Equal", moves, one), prior, spreads)
     units = node("Max", units, number(scaling.SMALLEST_UNIT))
     largest = scaling.LARGEST_RATIO
     ratios = node("Clip", node("Div", deviations, units), number(-largest), number(largest))
     unit, other_units = graph.split(units, 1, _LEVELS, axis=0)
     relative = node("Clip", node("Div", other_units, unit), number(1 / largest), number(largest))
 
-    def by_session(x: Tensor) -> Tensor:
-        """[1, columns, n] -> [n, columns]."""
-        return node("Transpose", node("Squeeze", x, graph.integers(0)))
+    features = (node("Asinh", ratios), node("Log", relative), warm_up, missing_flag)
+    after = (seen, moves, spreads, value_high, levels_high, value_low, levels_low)
+    rows = _FEATURES + _ROWS + 1
+    whole = unblocked(node("Concat", *features, *after, unit, axis=0), rows)
+    every = np.eye(rows * columns, dtype=np.float32)
+    first_seen, first_unit = _FEATURES * columns, (rows - 1) * columns
+    chosen = [*range(first_unit), *(first_unit + i for i in targets), *(first_seen + i for i in targets)]
+    one_more = range(first_seen, first_seen + 2 * columns)
+    corrections = np.array([-1.0 if i in one_more else 0.0 for i in chosen], np.float32)
+    turned = node("Gemm", whole, graph.array(every[:, chosen]), graph.array(corrections), transA=1)
+    sizes_of_pieces = (_FEATURES * columns, _ROWS * columns, len(targets), len(targets))
+    features_row, state_row, units_row, seen_row = graph.split(turned, *sizes_of_pieces)
+    return ScaledStep(features_row, state_row, units_row, seen_row, unblocked(value, 1))
 
-    def row(*parts: Tensor) -> Tensor:
-        """Parts [rows, columns, n] -> [n, all rows * columns]."""
-        rows = node("Transpose", node("Concat", *parts, axis=0), perm=[2, 0, 1])
-        return node("Reshape", rows, graph.integers(0, -1))
 
-    missing_flag = node("Cast", missing, to=TensorProto.FLOAT)
-    return ScaledStep(
-        features=row(node("Asinh", ratios), node("Log", relative), warm_up, missing_flag),
-        anchors=by_session(value),
-        units=by_session(unit),
-        seen=by_session(seen),
-        moves=by_session(since_last),
-        state=row(seen, moves, spreads, value_high, levels_high, value_low, levels_low),
-    )
+def _matrix(rows: Sequence[Weights], operand_rows: int, columns: int) -> npt.NDArray[np.float64]:
+    """[rows * columns, operand_rows * columns]: makes rows of blocks of columns out of others."""
+    weights = np.zeros((len(rows), operand_rows))
+    for row, factors in enumerate(rows):
+        for of, factor in factors.items():
+            weights[row, of] = factor
+    return np.asarray(np.kron(weights, np.eye(columns)), np.float64)
 
 
 def _float(graph: GraphBuilder, x: Tensor) -> Tensor:
@@ -106,12 +147,8 @@ def _double(graph: GraphBuilder, x: Tensor) -> Tensor:
     return graph.node("Cast", x, to=TensorProto.DOUBLE)
 
 
-def _pair(graph: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A float64 as the sum of two float32."""
+def _pair(graph: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A float64 as the sum of two float32, and the first of them as float64."""
     high = _float(graph, x)
-    return high, _float(graph, graph.node("Sub", x, _double(graph, high)))
-
-
-def _favouring_recent(graph: GraphBuilder, count: Tensor) -> Tensor:
-    """The rate 2 / (count + 1)."""
-    return graph.node("Div", graph.number(2.0), graph.node("Add", count, graph.number(1.0)))
+    high64 = _double(graph, high)
+    return high, _float(graph, graph.node("Sub", x, high64)), high64

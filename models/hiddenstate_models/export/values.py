@@ -11,7 +11,7 @@ from hiddenstate_models.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLE
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
 from hiddenstate_models.export.recurrent import split_state, stack_step
-from hiddenstate_models.export.scaling import scaling_step
+from hiddenstate_models.export.scaling import moves_since_last, scaling_step
 
 _POWERS = 7
 
@@ -23,30 +23,32 @@ def value_step(graph: GraphBuilder, network: ValueNetwork, products: Products) -
     each target's location as an offset from the last value (so that small moves of large values stay visible),
     its scale and, for Student's t, its degrees of freedom. A scale of 0 says that there is no prediction yet.
     """
-    node, targets = graph.node, len(network.targets)
-    pieces = (network.state_size, network.scaling_size, network.parameters * targets)
-    recurrent, scaling, memory = graph.split("states", *pieces)
-    scaled = scaling_step(graph, network.columns, "values", scaling)
-    moves = _predicted(graph, network, scaled.moves)
-    remembered = graph.split(memory, *[targets] * network.parameters)
+    node, targets, double = graph.node, len(network.targets), TensorProto.DOUBLE
+    width = network.scaling_size + network.parameters * targets
+    recurrent, row = graph.split("states", network.state_size, width)
+    pieces = network.scaling_size, *[targets] * network.parameters
+    scaling, *remembered = graph.split(node("Cast", row, to=double), *pieces)
+    observed = _predicted(graph, network, "values")
+    moves = moves_since_last(graph, network.columns, network.targets, observed, scaling)
     graph.output("surprises", _surprises(graph, targets, moves, *remembered))
 
+    scaled = scaling_step(graph, network.columns, network.targets, "values", row, scaling, width)
     state = split_state(graph, network, recurrent)
     output, after = stack_step(graph, network, products, Operand(scaled.features, math.inf), state, Limits())
     head = products.linear(graph, output, "head.weight", graph.weight("head.bias"))
-    location, scale, *freedom = graph.split(head, *[targets] * network.parameters)
-    scale = node("Add", node("Softplus", scale), graph.number(SMALLEST_SCALE))
-    freedom = [node("Add", node("Softplus", x), graph.number(SMALLEST_DEGREES_OF_FREEDOM)) for x in freedom]
+    location, positive = graph.split(head, targets, (network.parameters - 1) * targets)
+    smallest = np.repeat([SMALLEST_SCALE, SMALLEST_DEGREES_OF_FREEDOM], targets)[: (network.parameters - 1) * targets]
+    positive = node("Add", node("Softplus", positive), graph.array(smallest.astype(np.float32)))
+    scale, *freedom = graph.split(positive, *[targets] * (network.parameters - 1))
 
-    units = _predicted(graph, network, scaled.units)
-    known = node("Min", _predicted(graph, network, scaled.seen), graph.number(1.0))
-    offset = node("Mul", units, location)
-    scale = node("Mul", node("Mul", units, scale), known)
-    anchors = _predicted(graph, network, scaled.anchors)
+    known = node("Min", scaled.seen, graph.number(1.0))
+    offset = node("Mul", scaled.units, location)
+    scale = node("Mul", node("Mul", scaled.units, scale), known)
     never, nan = node("Equal", scale, graph.number(0.0)), graph.number(math.nan, np.float64)
-    location = node("Add", anchors, node("Cast", offset, to=TensorProto.DOUBLE))
+    predicted = graph.array(np.eye(network.columns)[:, list(network.targets)])
+    location = node("Gemm", scaled.values, predicted, node("Cast", offset, to=double), transA=1)
     graph.output("locations", node("Where", never, nan, location))
-    graph.output("scales", node("Where", never, nan, node("Cast", scale, to=TensorProto.DOUBLE)))
+    graph.output("scales", node("Where", never, nan, node("Cast", scale, to=double)))
     graph.output("degrees_of_freedom", freedom[0] if freedom else _infinite_like(graph, scale))
     flat = [piece for layer in after for piece in layer]
     graph.output("next_states", node("Concat", *flat, scaled.state, offset, scale, *freedom, axis=1))
@@ -82,38 +84,44 @@ def _surprises(
 
     NaN where nothing was observed or nothing had been predicted.
     """
-    node, nan = graph.node, graph.number(math.nan, np.float64)
-    distance = node("Sub", moves, _double(graph, offset))
-    deviation = node("Div", distance, _double(graph, scale))
+    node = graph.node
+    deviation = node("Div", node("Sub", moves, offset), scale)
     squares = node("Mul", deviation, deviation)
-    terms = _student_t(graph, squares, *freedom) if freedom else _gaussian(graph, squares)
-    constant = node("Add", node("Log", scale), graph.number(math.log(2 * math.pi) / 2))
-    terms = node("Add", terms, _double(graph, constant))
-    terms = node("Where", node("Greater", scale, graph.number(0.0)), terms, nan)
+    # A scale of 0 makes the next sum one of opposite infinities: NaN.
+    terms = node("Add", _tail(graph, squares, *freedom), node("Log", scale))
+    terms = node("Sub", terms, _excess(graph, targets, *freedom))
     total = _sum_of_observed(graph, terms) if targets > 1 else node("Squeeze", terms, graph.integers(1))
     return node("Cast", total, to=TensorProto.FLOAT)
 
 
-def _gaussian(graph: GraphBuilder, squares: Tensor) -> Tensor:
-    """-log of a Gaussian's density at squared deviations, less its constant."""
-    return graph.node("Mul", squares, graph.number(0.5, np.float64))
+def _tail(graph: GraphBuilder, squares: Tensor, *freedom: Tensor) -> Tensor:
+    """The part of -log p that grows with squared deviations float64 [n, targets], of a Gaussian or Student's t."""
+    node, one, half = graph.node, graph.number(1.0, np.float64), graph.number(0.5, np.float64)
+    if not freedom:
+        return node("Mul", squares, half)
+    logarithm = node("Log", node("Add", node("Div", squares, *freedom), one))  # no Log1p in ONNX
+    return node("Mul", node("Mul", node("Add", *freedom, one), half), logarithm)
 
 
-def _student_t(graph: GraphBuilder, squares: Tensor, freedom: Tensor) -> Tensor:
-    """-log of Student's t density at squared deviations float64 [n, targets], less that of a Gaussian's constant."""
+def _excess(graph: GraphBuilder, targets: int, *freedom: Tensor) -> Tensor:
+    """The logarithm of the density's constant: of a Gaussian, or of Student's t with freedom float64 [n, targets]."""
     node = graph.node
-    half = node("Mul", node("Add", freedom, graph.number(1.0)), graph.number(0.5))
-    ratio = node("Div", squares, _double(graph, freedom))
-    tail = node("Log", node("Add", ratio, graph.number(1.0, np.float64)))  # no Log1p in ONNX
-    # powers of 2 / freedom as one vectorised Exp
-    exponents = graph.array(np.arange(_POWERS + 1, dtype=np.float32))
-    logarithm = node("Log", node("Div", graph.number(2.0), freedom))
-    powers = node("Exp", node("Mul", node("Unsqueeze", logarithm, graph.integers(2)), exponents))
-    excess = node("Squeeze", node("MatMul", powers, graph.array(_gamma_coefficients())), graph.integers(2))
-    return node("Sub", node("Mul", _double(graph, half), tail), _double(graph, excess))
+    gaussian = -math.log(2 * math.pi) / 2
+    if not freedom:
+        return graph.number(gaussian, np.float64)
+    # powers of 1 / freedom as one vectorised Exp
+    exponents = -np.arange(_POWERS + 1, dtype=np.float64)
+    coefficients = _gamma_coefficients() * 2.0 ** -exponents[:, None]
+    coefficients[0] += gaussian
+    logarithm = node("Log", *freedom)
+    if targets > 1:
+        logarithm = node("Unsqueeze", logarithm, graph.integers(2))
+    powers = node("Exp", node("Mul", logarithm, graph.array(exponents)))
+    excess = node("MatMul", powers, graph.array(coefficients))
+    return node("Squeeze", excess, graph.integers(2)) if targets > 1 else excess
 
 
-def _gamma_coefficients() -> npt.NDArray[np.float32]:
+def _gamma_coefficients() -> npt.NDArray[np.float64]:
     """Polynomial in u = 2 / df for log Gamma((df + 1) / 2) - log Gamma(df / 2) - log(df / 2) / 2, right to 1e-8.
 
     ONNX has no log-gamma; this difference is smooth down to the smallest degrees of freedom a head can give.
@@ -124,7 +132,7 @@ def _gamma_coefficients() -> npt.NDArray[np.float32]:
         return np.array([math.lgamma(1 / x + 0.5) - math.lgamma(1 / x) + math.log(x) / 2 for x in u])
 
     fit = np.polynomial.Chebyshev.interpolate(excess, _POWERS, domain=[0, largest])
-    return fit.convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)[:, None]
+    return np.asarray(fit.convert(kind=np.polynomial.Polynomial).coef, np.float64)[:, None]
 
 
 def _sum_of_observed(graph: GraphBuilder, terms: Tensor) -> Tensor:
@@ -135,7 +143,3 @@ def _sum_of_observed(graph: GraphBuilder, terms: Tensor) -> Tensor:
     none_observed = node("ReduceMin", node("Cast", missing, to=TensorProto.INT32), axis, keepdims=0)
     nan = graph.number(math.nan, np.float64)
     return node("Where", node("Cast", none_observed, to=TensorProto.BOOL), nan, total)
-
-
-def _double(graph: GraphBuilder, x: Tensor) -> Tensor:
-    return graph.node("Cast", x, to=TensorProto.DOUBLE)
