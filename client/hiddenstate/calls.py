@@ -51,6 +51,7 @@ class Session:
 
     __slots__ = (
         "abandoned",
+        "asked",
         "durable_step",
         "error",
         "handle",
@@ -85,6 +86,8 @@ class Session:
         """Whether it is on the server already."""
         self.opened = False
         """Whether the server ever confirmed it."""
+        self.asked = False
+        """Whether a connection broke on which it was asked for: it may be there without this client knowing."""
         self.opening: Call | None = None
         """The call that waits for it to be opened."""
         self.abandoned = False

@@ -431,6 +431,9 @@ class Protocol:
         self._generations.clear()
         self._outbox[:0] = again.values()
         for handle, session in self._sessions.items():
+            if not session.opened:
+                session.asked |= handle not in self._unopened
+                session.resume = session.wish.resume
             if session.opened or session.source is None:  # copies are asked for by their fork
                 self._unopened[handle] = 0.0
 
@@ -479,6 +482,8 @@ class Protocol:
             self._gate[handle] = 0
             if session.opened:
                 self._go_on(session, step, count)
+            elif session.asked and step and not (session.wish.resume or session.wish.snapshot):
+                self._end(session, SessionExists(f"session {id!r} is somebody else's", reason="SESSION_EXISTS"))
             else:
                 self._begin(session, step, count)
         self._note_durable(np.frombuffer(opened.handles, "<u4"), opened.durable_steps)
@@ -718,6 +723,9 @@ class Protocol:
         elif session.opened and not session.resume and isinstance(error, SessionExists):
             session.resume = True
             self._unopened[handle] = now + _SETTLING
+        elif session.asked and not session.resume and isinstance(error, SessionExists):
+            session.resume = True  # it was made, and the answer lost with the connection
+            self._unopened[handle] = 0.0
         elif session.opened and type(error) is SessionNotFound:
             self._end(session, SessionLost(str(error), reason=error.reason, metadata=error.metadata))
         else:

@@ -17,6 +17,7 @@ from hiddenstate.errors import (
     ResourceExhausted,
     ServerError,
     SessionClosed,
+    SessionExists,
     SessionLost,
 )
 from hiddenstate.protocol import Protocol
@@ -89,6 +90,39 @@ def test_handles_rest_before_they_are_used_again() -> None:
     assert second.handle != first.handle
     with pytest.raises(SessionClosed):
         wire.protocol.observe(first, values(1))
+
+
+def test_a_session_that_was_made_before_the_cut_is_its_own() -> None:
+    wire = Wire()
+    call, (session,) = wire.protocol.open(Wish("values"), ["mine"])
+    wire.send()
+    wire.serve()
+    wire.cut()
+    wire.settle()
+    assert wire.finished == [call]
+    assert (session.id, session.error) == ("mine", None)
+
+
+def test_a_session_of_somebody_else_is_not() -> None:
+    wire = Wire()
+    wire.open("taken")
+    _, (session,) = wire.protocol.open(Wish("values"), ["taken"])
+    wire.settle()
+    assert isinstance(session.error, SessionExists)
+
+
+def test_a_cut_does_not_make_it_ones_own() -> None:
+    wire = Wire()
+    (theirs,) = wire.open("taken")
+    wire.protocol.observe(theirs, values(1))
+    wire.settle()
+    other = Wire(wire.fake)
+    _, (session,) = other.protocol.open(Wish("values"), ["taken"])
+    other.send()
+    other.serve()
+    other.cut()
+    other.settle()
+    assert isinstance(session.error, SessionExists)
 
 
 def test_late_answers_are_ignored() -> None:
