@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,12 @@ from hiddenstate_server.store import Filters, Record, Store, open_store, redacte
 LEASE = 600.0
 
 
-@pytest.fixture(params=["memory"])
-def url(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty store of each kind."""
-    kind: str = request.param
-    return f"{kind}://"
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/sessions.db"
+    return "memory://"
 
 
 @pytest.fixture
