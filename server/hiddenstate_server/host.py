@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
+from hiddenstate_server.generating import Generating
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
 from hiddenstate_server.opening import open_sessions
 from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
-from hiddenstate_server.scheduler import CLOSE, WORDS, Batch
+from hiddenstate_server.scheduler import CLOSE, GENERATE, WORDS, Batch
 from hiddenstate_server.sessions import Directory, Ended
 from hiddenstate_server.streams import Stream
 
@@ -41,6 +42,7 @@ class Host:
         self._slots: dict[int, ServedModel] = {}
         self.directory = Directory(self._model_of)
         self.streams: dict[int, Stream] = {}
+        self.generating = Generating(limits, metrics)
         self.draining = False
         self._deserted: asyncio.Event | None = None
         self._last_stream = 0
@@ -64,6 +66,7 @@ class Host:
             metrics=self.metrics.model(info.name, info.version, info.task, runtime.description),
         )
         model.on(CLOSE, partial(self._finish_closing, model))
+        model.on(GENERATE, partial(self.generating.begin, model))
         self._slots[self._last_slot] = model
         self.models.append(model)
         return model
@@ -107,6 +110,7 @@ class Host:
         for model, rows in self._by_model(stream.rows()):
             model.drop(rows)
             model.table.detach(rows, now)
+        self.generating.disconnect(stream)
         del self.streams[stream.number]
         if self._deserted is not None and not self.streams:
             self._deserted.set()
@@ -136,6 +140,10 @@ class Host:
                     self._close(stream, request.close)
                 case "heartbeat":
                     self._heartbeat(stream, request.heartbeat)
+                case "generate":
+                    self._generate(stream, request.generate)
+                case "cancel_generate":
+                    self.generating.cancel(stream, request.cancel_generate.call)
                 case "open":
                     open_sessions(self, stream, request.open, elsewhere)
                 case "rewind":
@@ -230,6 +238,21 @@ class Host:
             here = None if numbers is None else numbers[at]
             model.rewind(stream, rows, steps[at], here, rewind.with_words, self.clock())
 
+    def _generate(self, stream: Stream, generate: pb.Generate) -> None:
+        if generate.call in stream.continuations:
+            raise errors.InputInvalid(f"call {generate.call} is under way on this stream; choose another number")
+        try:
+            if self.draining:
+                raise errors.Draining("the server is going away; ask another one")
+            row = stream.row_of(generate.handle)
+            if row < 0:
+                raise _no_session(row)
+            model = self._model_of(row)
+            self.generating.accept(stream, model, row - model.base, generate, self.clock())
+        except errors.ServerError as error:
+            self.metrics.fault(error)
+            stream.fault(error, generate.handle, call=generate.call)
+
     def _heartbeat(self, stream: Stream, heartbeat: pb.Heartbeat) -> None:
         if heartbeat.handles:
             handles = frames.handles_of(heartbeat.handles, self.limits.max_frame_rows)
@@ -283,13 +306,14 @@ class Host:
     @property
     def ready(self) -> bool:
         """Whether a tick would find work."""
-        return any(model.scheduler.ready for model in self.models)
+        return any(model.scheduler.ready for model in self.models) or self.generating.ready
 
     def tick(self) -> None:
-        """One step of every model that has work."""
+        """One step of every model that has work, then one of what is being generated."""
         for model in self.models:
             if model.scheduler.ready:
                 model.tick(self.clock())
+        self.generating.turn()
 
     def _finish_closing(self, model: ServedModel, batch: Batch, _now: float) -> None:
         rows = batch.rows
@@ -336,6 +360,7 @@ class Host:
     def flush_metrics(self) -> None:
         """Brings what gathered since the last time to Prometheus."""
         self.metrics.flush()
+        self.metrics.generating.set(self.generating.active)
         for model in self.models:
             model.metrics.flush(model.arena.used, model.arena.free)
 
@@ -351,6 +376,7 @@ class Host:
                     raise AssertionError("a session's key does not lead to its row")
         if live != len(self.directory):
             raise AssertionError(f"{len(self.directory)} keys for {live} sessions")
+        self.generating.check_integrity(self.streams.values())
         for stream in self.streams.values():
             for handle in stream.bound_handles().tolist():
                 row = int(stream.lookup(np.array([handle]))[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from hiddenstate_server import logs
@@ -12,6 +13,8 @@ from hiddenstate_server.settings import Settings, load
 
 def main() -> None:
     """Serves; exits with 2 and one sentence when it cannot start."""
+    # More threads beside a busy event loop cost, not gain; numpy reads this when it is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         _serve(load(sys.argv[1:]))
     except StartError as error:

@@ -89,6 +89,7 @@ class ModelMetrics:
         self.live = metrics.live.labels(*labels)
         self.rows_used = metrics.rows_used.labels(*labels)
         self.rows_free = metrics.rows_free.labels(*labels)
+        self._generated = metrics.generated.labels(*labels)
         self._replayed = metrics.replayed.labels(*labels)
         self._stepped = 0
         self._answered = 0
@@ -103,6 +104,10 @@ class ModelMetrics:
         self._step_compute.add_one(time.perf_counter() - start)
         self._batch_size.add_one(rows)
         self._stepped += rows
+
+    def generated(self, rows: int) -> None:
+        """Notes words, or values of paths, of continuations."""
+        self._generated.inc(rows)
 
     def replayed(self, rows: int) -> None:
         """Notes observations fed again."""
@@ -181,6 +186,8 @@ class Metrics:
         self.frame_size = histogram("hiddenstate_frame_size_rows", "Rows of an observe frame.", (), ROWS)
         self.observations = counter("hiddenstate_observations_total", "Observations applied.", *model)
         self.replayed = counter("hiddenstate_replayed_total", "Observations fed again, to rewind or re-warm.", *model)
+        self.generated = counter("hiddenstate_generated_steps_total", "Steps of continuations, by path.", *model)
+        self.generating = gauge("hiddenstate_generating", "Continuations now.")
         self.predictions = counter("hiddenstate_predictions_total", "Predictions handed to the transport.", *model)
         self.errors = counter("hiddenstate_errors_total", "Errors answered, by reason.", "reason")
         self.opened = counter("hiddenstate_sessions_opened_total", "Sessions created or resumed.", *model, "how")

@@ -16,6 +16,7 @@ from hiddenstate_server.engine import calibrated_batch
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.model import ModelInfo, TextInfo
 from hiddenstate_server.runtimes import InputArray, Runtime
+from hiddenstate_server.runtimes.head import WordHead
 from hiddenstate_server.runtimes.onnx import OnnxValues, OnnxWords
 from hiddenstate_server.settings import Settings
 
@@ -107,6 +108,7 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
     if config.text is not None:
         return OnnxWords(
             path,
+            WordHead(bundle),
             state_size=config.state_size,
             top_k=min(settings.top_k, len(bundle.vocabulary)),
             end_token=config.text.end_token,

@@ -93,6 +93,10 @@ class Settings(BaseModel):
     max_session_backlog: Count = Field(default=16_384, description="Observations that may wait in a session.")
     max_stream_backlog: Count = Field(default=65_536, description="Observations of a stream that may await answers.")
     max_frame_rows: Count = Field(default=16_384, description="Rows in a frame.")
+    max_generate_steps: Count = Field(default=10_000, description="Steps of a free-running continuation.")
+    max_generate_paths: Count = Field(default=1_024, description="Paths, or quantiles, of one of values.")
+    max_generates_per_stream: Count = Field(default=64, description="Continuations a stream may have under way.")
+    max_generate_rows: Count = Field(default=4_096, description="Paths of all continuations together.")
     max_message_bytes: Annotated[int, BeforeValidator(_size), Field(ge=1024)] = Field(
         default=4 * 2**20, description="Bytes in a message; takes KiB and MiB."
     )

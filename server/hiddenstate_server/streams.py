@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -15,6 +15,10 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.errors import ServerError
 from hiddenstate_server.runtimes import DoubleArray, RowArray
 from hiddenstate_server.singles import SingleReplies
+
+if TYPE_CHECKING:
+    from hiddenstate_server.continuations import Continuation
+    from hiddenstate_server.sessions import Ended
 
 UNKNOWN = -1
 RUN_ANSWER_ROWS = 256
@@ -81,6 +85,8 @@ class Stream:
         """Set to end the stream from the server's side."""
         self.read_all = False
         """The client sends no more."""
+        self.continuations: dict[int, Continuation] = {}
+        """Those under way, by the client's number."""
         self._max_unsent = max_unsent
         # The last element stays UNKNOWN: lookups clip to it.
         self._rows = np.full(9, UNKNOWN, np.int64)
@@ -89,6 +95,7 @@ class Stream:
         self._opened: list[pb.Opened] = []
         self._closed: list[bytes] = []
         self._leases: list[bytes] = []
+        self._flowing: dict[Continuation, None] = {}
         self._due = False
         self._taken = 0
         self._sender: asyncio.Future[None] | None = None
@@ -112,9 +119,11 @@ class Stream:
             self._rows = grown
         self._rows[handle] = row
 
-    def unbind(self, handle: int, ending: int) -> None:
-        """Marks how the handle's session left."""
+    def unbind(self, handle: int, ending: Ended) -> None:
+        """Marks how the handle's session left; its continuations end with it."""
         self._rows[handle] = ending
+        for continuation in [each for each in self.continuations.values() if each.handle == handle]:
+            continuation.abandon(ending.error())
 
     def is_bound(self, handle: int) -> bool:
         """Whether the handle has a live session."""
@@ -141,9 +150,9 @@ class Stream:
         self.unsent += 1
         self.wake()
 
-    def fault(self, error: ServerError, handle: int | None = None, step: int = 0) -> None:
+    def fault(self, error: ServerError, handle: int | None = None, step: int = 0, call: int | None = None) -> None:
         """Adds what went wrong with one session, or with a frame."""
-        self._faults.append(pb.Fault(handle=handle, step=step, status=error.status()))
+        self._faults.append(pb.Fault(handle=handle, step=step, status=error.status(), call=call))
         self.unsent += 1
         self.wake()
 
@@ -164,6 +173,19 @@ class Stream:
         self._leases.append(handles)
         self.unsent += 1
         self.wake()
+
+    def flow(self, continuation: Continuation) -> None:
+        """Has the next piece of a continuation sent: what there is of it by then."""
+        if continuation not in self._flowing:
+            self._flowing[continuation] = None
+            self.unsent += 1
+        self.wake()
+
+    def stop_flow(self, continuation: Continuation) -> None:
+        """Leaves unsent what there is of a continuation."""
+        if continuation in self._flowing:
+            del self._flowing[continuation]
+            self.unsent -= 1
 
     # the two coroutines of a stream
 
@@ -224,10 +246,16 @@ class Stream:
             response.leases.handles = b"".join(self._leases)
             entries += len(self._leases)
             self._leases.clear()
+        if self._flowing:
+            pieces = self._take_pieces()
+            response.generated.extend(pieces)
+            done = sum(piece.done for piece in pieces)
+            rows += done
+            entries += len(pieces) - done
         for _ in range(min(len(self._faults), _REPLY_FAULTS)):
             response.faults.append(self._faults.popleft())
             entries += 1
-        self._due = bool(self._parts or self._faults)
+        self._due = bool(self._parts or self._faults or self._flowing)
         self._taken = rows + entries
         return response.SerializeToString(), parts, rows
 
@@ -240,6 +268,15 @@ class Stream:
             size += sum(map(len, part.columns))
             parts.append(part)
         return parts
+
+    def _take_pieces(self) -> list[pb.Generated]:
+        pieces, size = [], 0
+        while self._flowing and size < _REPLY_BYTES:
+            continuation = next(iter(self._flowing))
+            del self._flowing[continuation]
+            pieces.append(continuation.piece())
+            size += pieces[-1].ByteSize()
+        return pieces
 
     def sent(self, parts: Iterable[Part | Single], rows: int, now: float) -> None:
         """The transport has taken the reply of the last `take`."""

@@ -56,6 +56,7 @@ class Worker:
         self._tenants = Tenants(tokens, settings.admin_tenant)
         self._credentials = server_credentials(settings)
         self._work: asyncio.Future[None] | None = None
+        self.host.generating.wake = self._wake
         self._health = health.aio.HealthServicer()
         self._health_names: set[str] = set()
         self._reloader = Reloader(settings, self.host, self._report_health)
@@ -134,6 +135,7 @@ class Worker:
         self.host.draining = True
         log.info("draining", streams=len(self.host.streams), seconds=self._settings.drain_timeout)
         await self._report_health()
+        self.host.generating.drain(self.host.streams.values())
         for stream in self.host.streams.values():
             stream.end(errors.Draining("the server is going away; connect to another one and resume there"))
         with contextlib.suppress(TimeoutError):

@@ -41,6 +41,11 @@ class MixingWords:
     def initial(self) -> tuple[Outputs, FloatArray]:
         return self.step(np.array([1]), np.zeros((1, STATE_SIZE), np.float32))
 
+    def log_probabilities(self, states: FloatArray) -> FloatArray:
+        scores = np.einsum("ni,vi->nv", states, self.embedding)
+        found: FloatArray = (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+        return found
+
 
 class RunningMean:
     """State: sum and count; location: the mean so far."""

@@ -1,11 +1,13 @@
 """ONNX Runtime and torch agree, and a row does not depend on its batch."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from hiddenstate_models.bundle import Bundle
+from hiddenstate_models.export import random_bundle
 from hiddenstate_server.engine import BATCH_SIZES, calibrated_batch
 from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.runtimes import Runtime
@@ -78,3 +80,22 @@ def test_calibration_chooses_a_batch_size(loaded: list[LoadedModel]) -> None:
     example = np.zeros((1, *model.info.empty_input.shape[1:]), model.info.empty_input.dtype)
     assert calibrated_batch(model.runtime, example, target=1e9) == BATCH_SIZES[-1]
     assert calibrated_batch(model.runtime, example, target=0.0) == BATCH_SIZES[0]
+
+
+@pytest.mark.parametrize(
+    "network", [{}, {"projection": 5, "tied": False}, {"cell": "gru", "hidden_sizes": [8, 6], "tied": False}]
+)
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_a_state_holds_the_whole_prediction(tmp_path: Path, name: Literal["onnx", "torch"], network: Any) -> None:
+    random_bundle(tmp_path, "next-word", **network)
+    (model,) = load_models(Settings(models=tmp_path, runtime=name, max_batch=8, top_k=50))
+    runtime: Any = model.runtime
+    _, state = runtime.initial()
+    for states in (state, run(runtime, inputs_of(model, 3, 7))[-1][-1]):
+        tokens = np.arange(len(states)) + 2
+        outputs, after = runtime.step(tokens, states)
+        held = runtime.log_probabilities(states)
+        assert held.shape == (len(states), 50)
+        np.testing.assert_allclose(-held[np.arange(len(states)), tokens], outputs.surprises, rtol=1e-4, atol=1e-5)
+        sorted_ = np.take_along_axis(runtime.log_probabilities(after), outputs.top_tokens.astype(np.int64), axis=1)
+        np.testing.assert_allclose(np.exp(sorted_), outputs.top_probabilities, rtol=1e-4, atol=1e-6)

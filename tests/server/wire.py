@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,16 @@ def rewind(
     return pb.StreamRequest(rewind=frame)
 
 
+def generate(handle: int, call: int, count: int, **options: Any) -> pb.StreamRequest:
+    """A Generate frame."""
+    return pb.StreamRequest(generate=pb.Generate(handle=handle, call=call, count=count, **options))
+
+
+def cancel_generate(call: int) -> pb.StreamRequest:
+    """A CancelGenerate frame."""
+    return pb.StreamRequest(cancel_generate=pb.CancelGenerate(call=call))
+
+
 def heartbeat(handles: Iterable[int] = ()) -> pb.StreamRequest:
     """A Heartbeat frame."""
     return pb.StreamRequest(heartbeat=pb.Heartbeat(handles=u4(handles)))
@@ -105,6 +116,7 @@ class Refused(NamedTuple):
     metadata: dict[str, str]
     retry: bool
     message: str
+    call: int | None
 
 
 _COLUMNS = {
@@ -157,7 +169,30 @@ def refused(fault: pb.Fault) -> Refused:
         dict(info.metadata),
         retry,
         fault.status.message,
+        fault.call if fault.HasField("call") else None,
     )
+
+
+class Continuation:
+    """What has come of a continuation."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.probabilities: list[float] = []
+        self.words: list[str] = []
+        self.values: NDArray[np.float64] = np.empty(0)
+        self.done = False
+        self.pieces = 0
+
+    def add(self, generated: pb.Generated) -> None:
+        """Appends a piece."""
+        assert not self.done, "a piece after the last"
+        self.tokens += np.frombuffer(generated.tokens, "<i4").tolist()
+        self.probabilities += np.frombuffer(generated.probabilities, "<f4").tolist()
+        self.words += generated.words
+        self.values = np.concatenate([self.values, np.frombuffer(generated.values, "<f8")])
+        self.done = generated.done
+        self.pieces += 1
 
 
 class Replies:
@@ -169,6 +204,7 @@ class Replies:
         self.observed: list[Answer] = []
         self.peeked: list[Answer] = []
         self.rewound: list[Answer] = []
+        self.continuations: dict[int, Continuation] = defaultdict(Continuation)
         self.closed: list[int] = []
         self.leases: list[int] = []
         self.faults: list[Refused] = []
@@ -188,6 +224,8 @@ class Replies:
             self.peeked += answers(predictions)
         for predictions in response.rewound:
             self.rewound += answers(predictions)
+        for generated in response.generated:
+            self.continuations[generated.call].add(generated)
         self.closed += [handle for (handle,) in struct.iter_unpack("<I", response.closed)]
         self.leases += [handle for (handle,) in struct.iter_unpack("<I", response.leases.handles)]
         self.faults += map(refused, response.faults)

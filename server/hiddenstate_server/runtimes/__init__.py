@@ -74,3 +74,10 @@ class Runtime(Protocol):
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """One row each: what a new session starts with."""
+
+
+class WordRuntime(Runtime, Protocol):
+    """A next-word model's."""
+
+    def log_probabilities(self, states: FloatArray) -> FloatArray:
+        """[n, vocabulary]: the predictions that states [n, state_size] hold, whole."""

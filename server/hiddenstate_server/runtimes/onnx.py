@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs, each_column
+from hiddenstate_server.runtimes.head import WordHead
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -23,8 +24,11 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 class OnnxWords:
     """A next-word step graph."""
 
-    def __init__(self, path: Path, *, state_size: int, top_k: int, end_token: int, precision: str) -> None:
+    def __init__(
+        self, path: Path, head: WordHead, *, state_size: int, top_k: int, end_token: int, precision: str
+    ) -> None:
         self.state_size = state_size
+        self.log_probabilities = head.log_probabilities
         self.description = f"onnxruntime cpu {precision}"
         self._session = open_session(path)
         self._names = [*WordOutputs._fields, "next_states"]

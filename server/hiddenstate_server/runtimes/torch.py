@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hiddenstate_models.bundle import Bundle
-from hiddenstate_models.reference import reference_step
+from hiddenstate_models.reference import ReferenceWordStep, reference_step
 from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs, each_column
 
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -26,6 +26,7 @@ class TorchRuntime:
     def __init__(self, bundle: Bundle, *, top_k: int, device: str) -> None:
         self.state_size = bundle.config.state_size
         self.description = f"torch {device} fp32"
+        self._device = device
         self._module = reference_step(bundle).to(device)
         self._text = bundle.config.text
         values = bundle.config.values
@@ -56,6 +57,14 @@ class TorchRuntime:
             return outputs._replace(surprises=np.full(1, np.nan, np.float32)), state
         outputs, _ = self.step(np.zeros((1, self._columns)), state)
         return each_column(outputs, lambda column: np.full_like(column, np.nan)), state
+
+    @torch.inference_mode()
+    def log_probabilities(self, states: FloatArray) -> FloatArray:
+        """[n, vocabulary]: the predictions that states [n, state_size] of a word model hold, whole."""
+        assert isinstance(self._module, ReferenceWordStep)
+        outputs = torch.from_numpy(states)[:, self._module.output].to(self._device)
+        found: FloatArray = self._module.network.head(outputs).log_softmax(dim=1).cpu().numpy()
+        return found
 
     @torch.inference_mode()
     def _compute(self, inputs: Tensor, states: Tensor) -> tuple[Tensor, ...]:
