@@ -11,7 +11,8 @@
 """
 
 from hiddenstate.aio import AsyncClient
-from hiddenstate.descriptions import Model, SessionInfo, Task, Vocabulary
+from hiddenstate.blocking import Fleet, Generation, Session, Watch
+from hiddenstate.descriptions import Model, Place, Reloaded, SessionInfo, Task, Vocabulary
 from hiddenstate.errors import (
     AccessDenied,
     AnswersLost,
@@ -35,9 +36,11 @@ from hiddenstate.errors import (
     Unavailable,
 )
 from hiddenstate.fleet import AsyncFleet
+from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
     FleetPredictions,
     FleetWordPredictions,
+    GeneratedWord,
     Prediction,
     ValuePrediction,
     ValuePredictions,
@@ -45,25 +48,32 @@ from hiddenstate.predictions import (
     WordPredictions,
 )
 from hiddenstate.session import AsyncSession
-from hiddenstate.sync import Client, Fleet, Session
+from hiddenstate.sync import Client
+from hiddenstate.watching import AsyncWatch
 
 __all__ = [
     "AccessDenied",
     "AnswersLost",
     "AsyncClient",
     "AsyncFleet",
+    "AsyncGeneration",
     "AsyncSession",
+    "AsyncWatch",
     "Client",
     "ClientClosed",
     "DeadlineExceeded",
     "Fleet",
     "FleetPredictions",
     "FleetWordPredictions",
+    "GeneratedWord",
+    "Generation",
     "HiddenstateError",
     "InvalidInput",
     "Model",
     "ModelNotFound",
+    "Place",
     "Prediction",
+    "Reloaded",
     "ResourceExhausted",
     "RewindLimit",
     "ServerError",
@@ -83,6 +93,7 @@ __all__ = [
     "ValuePrediction",
     "ValuePredictions",
     "Vocabulary",
+    "Watch",
     "WordPrediction",
     "WordPredictions",
 ]

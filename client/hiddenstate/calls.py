@@ -57,6 +57,7 @@ class Session:
         "handle",
         "id",
         "idle_timeout",
+        "labels",
         "model",
         "on_end",
         "opened",
@@ -80,6 +81,7 @@ class Session:
         self.version = wish.version
         self.idle_timeout = wish.idle_timeout
         """The lease granted, once it is open."""
+        self.labels = wish.labels
         self.rewind_limit = 0
         """How many of the last observations can be taken back."""
         self.resume = wish.resume

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hiddenstate.calls import Generating, Piece, Recipe
 from hiddenstate.columns import Columns
 from hiddenstate.descriptions import Model, Vocabulary, vocabulary_of
 from hiddenstate.errors import HiddenstateError, InvalidInput
 from hiddenstate.predictions import (
     FleetPredictions,
     FleetWordPredictions,
+    GeneratedWord,
     ValuePrediction,
     ValuePredictions,
     WordPrediction,
@@ -31,6 +35,46 @@ Tokens = Sequence[str] | NDArray[np.integer]
 Floats = NDArray[np.floating]
 Inputs = NDArray[Any]
 Errors = dict[Any, HiddenstateError]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be generated."""
+
+    count: int
+    seed: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    stop: str | Sequence[str]
+    paths: int | None
+    quantiles: Sequence[float] | None
+    commit: bool
+
+    @staticmethod
+    def of(
+        count: int,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int | None,
+        stop: str | Sequence[str],
+        paths: int | None,
+        quantiles: Sequence[float] | None,
+        commit: bool,
+    ) -> Wanted:
+        """Draws the seed where there is none, so that the same can be asked for again when a connection breaks."""
+        if count < 1:
+            raise InvalidInput(f"at least one step is generated, not {count}")
+        drawn = random.getrandbits(64) if seed is None else seed
+        if not 0 <= drawn < 2**64:
+            raise InvalidInput(f"a seed goes from 0 to 2**64 - 1, not {seed}")
+        return Wanted(count, drawn, temperature, top_k, top_p, stop, paths, quantiles, commit)
+
+    @property
+    def one_path(self) -> bool:
+        """Whether each step is one value, not several or a summary of several."""
+        return self.paths is None and self.quantiles is None
 
 
 class WordCodec:
@@ -66,6 +110,30 @@ class WordCodec:
             raise InvalidInput(f"tokens go from 0 to {len(self._vocabulary.words) - 1} in this model")
         return tokens.astype(np.int32)
 
+    def generating(self, handle: int, wanted: Wanted) -> Generating:
+        """The call that generates what is `wanted`."""
+        if wanted.paths is not None or wanted.quantiles is not None:
+            raise InvalidInput("this model generates words; paths and quantiles are for models of values")
+        stop = [wanted.stop] if isinstance(wanted.stop, str) else list(wanted.stop)
+        if unknown := [word for word in stop if word not in self._vocabulary]:
+            raise InvalidInput(f"the model does not know {unknown[0]!r}, so that it cannot stop there")
+        tokens = tuple(self._vocabulary.tokens(stop).tolist())
+        return Generating(
+            handle,
+            Recipe(wanted.count, wanted.seed, wanted.temperature, wanted.top_k or 0, wanted.top_p, stop_tokens=tokens),
+            shape=(1, 1),
+        )
+
+    def generated(self, piece: Piece, _: Wanted) -> list[GeneratedWord]:
+        """One a step."""
+        words = self._vocabulary.words
+        pairs = zip(piece.tokens.tolist(), piece.probabilities.tolist(), strict=True)
+        return [GeneratedWord(words[token], probability) for token, probability in pairs]
+
+    def again(self, generated: Sequence[Any]) -> Inputs:
+        """What was generated, to be observed."""
+        return self._vocabulary.tokens([item.word for item in generated])
+
     def prediction(self, columns: Columns) -> WordPrediction:
         """After the last row; its surprise is that of all rows together."""
         last = word_prediction(columns, -1, self._vocabulary)
@@ -85,9 +153,10 @@ class WordCodec:
 class ValueCodec:
     """For next-value models: numbers or rows in, values float64 [n, columns] on the wire; None and NaN are missing."""
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], targets: Sequence[int]) -> None:
         self._names = tuple(columns)
         self._width = len(columns)
+        self._targets = tuple(targets)
 
     def one(self, value: object) -> Inputs:
         """A number, a row in the order of the model's columns, or a mapping by column name."""
@@ -118,6 +187,34 @@ class ValueCodec:
     def _wanted(self, given: str) -> str:
         return f"this model takes {self._width} value(s) per observation ({', '.join(self._names)}), not {given}"
 
+    def generating(self, handle: int, wanted: Wanted) -> Generating:
+        """The call that generates what is `wanted`."""
+        if wanted.top_k is not None or wanted.top_p is not None or wanted.stop:
+            raise InvalidInput("this model generates values; top_k, top_p and stop are for models of words")
+        if wanted.commit and not wanted.one_path:
+            raise InvalidInput("only a single path can be committed; leave out paths and quantiles")
+        if wanted.commit and len(self._targets) < self._width:
+            raise InvalidInput(f"to commit takes all {self._width} columns; the model predicts {len(self._targets)}")
+        quantiles = tuple(wanted.quantiles or ())
+        return Generating(
+            handle,
+            Recipe(wanted.count, wanted.seed, wanted.temperature, paths=wanted.paths or 0, quantiles=quantiles),
+            shape=(len(quantiles) or wanted.paths or 1, len(self._targets)),
+        )
+
+    def generated(self, piece: Piece, wanted: Wanted) -> list[Any]:
+        """One a step: float64 [paths or quantiles, targets], without axes that say nothing."""
+        values = piece.values[..., 0] if piece.values.shape[2] == 1 else piece.values
+        if wanted.one_path:
+            values = values[:, 0]
+        return values.tolist() if values.ndim == 1 else list(values)
+
+    def again(self, generated: Sequence[Any]) -> Inputs:
+        """What was generated, to be observed."""
+        rows = np.empty((len(generated), self._width))
+        rows[:, self._targets] = np.asarray(generated, np.float64).reshape(len(generated), -1)
+        return rows
+
     def prediction(self, columns: Columns) -> ValuePrediction:
         """After the last row."""
         return value_prediction(columns, -1)
@@ -138,7 +235,7 @@ def codec_of(model: Model) -> Codec:
     """What suits the model."""
     if model.task == "next-word":
         return WordCodec(vocabulary_of(model))
-    return ValueCodec(model.columns)
+    return ValueCodec(model.columns, model.targets)
 
 
 def _floats(values: ArrayLike | object) -> NDArray[np.float64]:

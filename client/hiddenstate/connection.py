@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hiddenstate.calls import Call
+from hiddenstate.calls import Call, Kind
 from hiddenstate.errors import (
     AccessDenied,
     ClientClosed,
@@ -43,8 +43,8 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
-_FIRST_BACKOFF = 0.05
-_LONGEST_BACKOFF = 5.0
+_FIRST_BACKOFF = 0.02  # a server that restarts, or another replica, is often there at once
+_LONGEST_BACKOFF = 2.0
 
 
 class Connection:
@@ -66,13 +66,15 @@ class Connection:
         self.closed = False
         self.trouble: HiddenstateError | None = None
         """Why there is no stream now."""
+        self.metadata = metadata
+        self.reached = False
+        """Whether the server ever answered."""
         self._timeout = timeout
         self._credentials = credentials
-        self._metadata = metadata
         self._waiting: dict[Call, asyncio.Future[None]] = {}
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._reached = False  # whether the server ever answered
+        self._making_room = asyncio.Lock()
         self._channel: grpc.aio.Channel | None = None  # for unary calls
 
     def wake(self) -> None:
@@ -106,6 +108,17 @@ class Connection:
                 self.protocol.abandon(call)
                 self._woken.set()
 
+    async def make_room(self, count: int, timeout: float | None) -> None:
+        """Lets the protocol keep `count` more observations, where the server has stored what sessions sent last.
+
+        Sessions that are quiet do not hear of that by themselves.
+        """
+        if self.protocol.has_room(count) and not self._making_room.locked():
+            return
+        async with self._making_room:  # one at a time, so that observations keep their order
+            if not self.protocol.has_room(count) and (quiet := self.protocol.unsafe()):
+                await self.wait(self.protocol.ask(Kind.HEARTBEAT, quiet), timeout)
+
     async def unary(
         self,
         method: Callable[[HiddenStateServiceAsyncStub], Callable[..., Awaitable[_T]]],
@@ -115,31 +128,28 @@ class Connection:
         """A call beside the stream; what is transient is tried again within the timeout."""
         from grpc.aio import AioRpcError
 
+        patience = self.patience(timeout)
+        while True:
+            try:
+                answer = await method(self.stub())(request, timeout=patience.left, metadata=self.metadata)
+            except AioRpcError as failure:
+                await patience.after(failure)
+            else:
+                self.reached = True
+                return answer
+
+    def stub(self) -> HiddenStateServiceAsyncStub:
+        """For calls beside the stream, with `metadata`."""
         from hiddenstate_proto.hiddenstate_pb2_grpc import HiddenStateServiceStub
 
-        seconds = self._timeout if timeout is None else timeout
-        deadline = time.monotonic() + seconds
-        failures = 0
-        while True:
-            self.require_open()
-            if self._channel is None:
-                self._channel = self._new_channel()
-            left = deadline - time.monotonic()
-            try:
-                call = method(HiddenStateServiceStub(self._channel))
-                answer = await call(request, timeout=None if math.isinf(left) else left, metadata=self._metadata)
-            except AioRpcError as failure:
-                error = self._error(failure)
-            else:
-                self._reached = True
-                return answer
-            pause = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**failures) * random.uniform(0.5, 1.0)  # noqa: S311
-            pause = max(pause, error.retry_after or 0.0)
-            transient = error.retry_after is not None or (isinstance(error, Unavailable) and self._reached)
-            if not transient or time.monotonic() + pause > deadline:
-                raise error
-            await asyncio.sleep(pause)
-            failures += 1
+        self.require_open()
+        if self._channel is None:
+            self._channel = self._new_channel()
+        return HiddenStateServiceStub(self._channel)
+
+    def patience(self, timeout: float | None) -> Patience:
+        """With failures for so many seconds from now."""
+        return Patience(self, self._timeout if timeout is None else timeout)
 
     async def close(self) -> None:
         """Ends the stream; whatever waits raises ClientClosed."""
@@ -183,11 +193,10 @@ class Connection:
             failures = 0 if self.trouble is None else failures + 1
             self.trouble = error
             self.protocol.connection_lost()
-            if not self._reached or isinstance(error, AccessDenied):
+            if not self.reached or isinstance(error, AccessDenied):
                 self._settle(self.protocol.fail(error))
                 return
-            backoff = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**failures)
-            await asyncio.sleep(max(error.retry_after or 0.0, backoff * random.uniform(0.5, 1.0)))  # noqa: S311
+            await asyncio.sleep(_pause(error, failures))
 
     async def _converse(self) -> HiddenstateError:
         """One stream from its beginning to its end; returns why it ended."""
@@ -196,7 +205,7 @@ class Connection:
         from hiddenstate_proto.hiddenstate_pb2_grpc import HiddenStateServiceStub
 
         async with self._new_channel() as channel:
-            stream = HiddenStateServiceStub(channel).Stream(metadata=self._metadata)
+            stream = HiddenStateServiceStub(channel).Stream(metadata=self.metadata)
             reader = asyncio.create_task(self._read(stream))
             writer = asyncio.create_task(self._write(stream))
             try:
@@ -205,7 +214,7 @@ class Connection:
                     await writer
                 return await reader
             except AioRpcError as error:
-                return self._error(error)
+                return self.error(error)
             finally:
                 reader.cancel()
                 writer.cancel()
@@ -216,7 +225,7 @@ class Connection:
         from grpc.aio import EOF
 
         while (response := await stream.read()) is not EOF:
-            self._reached, self.trouble = True, None
+            self.reached, self.trouble = True, None
             self._settle(self.protocol.receive(response, time.monotonic()))
             if self.protocol.broken:
                 return self.protocol.broken
@@ -237,7 +246,9 @@ class Connection:
                 except TimeoutError:
                     pass  # something that was put off is due
                 self._woken.clear()
-                for frame in self.protocol.frames(time.monotonic()):
+                frames = self.protocol.frames(time.monotonic())
+                self._settle(self.protocol.take_finished())  # what turned out to be impossible
+                for frame in frames:
                     await stream.write(frame)
         except (AioRpcError, asyncio.InvalidStateError):
             return  # the stream is over; the reader learns why
@@ -249,13 +260,46 @@ class Connection:
             return grpc.aio.insecure_channel(self.server, options=_CHANNEL_OPTIONS)
         return grpc.aio.secure_channel(self.server, self._credentials, options=_CHANNEL_OPTIONS)
 
-    def _error(self, error: grpc.aio.AioRpcError) -> HiddenstateError:
+    def error(self, error: grpc.aio.AioRpcError) -> HiddenstateError:
+        """What a failed call means."""
         code, detail = error.code(), error.details() or ""
         typed = from_trailers(code.value[0], detail, error.trailing_metadata())
         if isinstance(typed, Unavailable) and typed.reason == "UNAVAILABLE":
             cause = detail.rpartition(": ")[2]
             return Unavailable(f"no server can be reached at {self.server}: {cause}", reason=typed.reason)
         return typed
+
+
+class Patience:
+    """Decides whether a call that failed is tried again."""
+
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self._connection = connection
+        self._deadline = time.monotonic() + seconds
+        self._failures = 0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left; None: for ever."""
+        return None if math.isinf(self._deadline) else self._deadline - time.monotonic()
+
+    async def after(self, failure: grpc.aio.AioRpcError) -> None:
+        """Returns when to try again; raises what is wrong where that would not help, or there is no time left."""
+        error = self._connection.error(failure)
+        pause = _pause(error, self._failures)
+        transient = error.retry_after is not None or (isinstance(error, Unavailable) and self._connection.reached)
+        if not transient or time.monotonic() + pause > self._deadline:
+            raise error
+        await asyncio.sleep(pause)
+        self._failures += 1
+
+
+def _pause(error: HiddenstateError, failures: int) -> float:
+    """Seconds to wait before the next try, after so many that failed."""
+    if error.reason == "DRAINING" and not failures:
+        return 0.0  # there is another server, or will be in a moment
+    backoff = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**failures)
+    return max(error.retry_after or 0.0, float(backoff) * random.uniform(0.5, 1.0))  # noqa: S311
 
 
 def _closed_error() -> ClientClosed:

@@ -17,6 +17,15 @@ from hiddenstate.errors import InvalidInput, ServerError
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
 Task = Literal["next-word", "next-value"]
+Place = Literal["arena", "memory", "store"]
+"""In a row ready for the next observation, packed on its way to the store, or in the store alone."""
+
+_PLACES: dict[int, Place] = {
+    pb.PLACE_UNSPECIFIED: "arena",
+    pb.PLACE_ARENA: "arena",
+    pb.PLACE_MEMORY: "memory",
+    pb.PLACE_STORE: "store",
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,16 @@ class SessionInfo:
     """When it ends unless used before."""
     attached: bool
     """Whether a client's stream holds it."""
+    labels: dict[str, str]
+    place: Place
+    bytes: int
+    """What its state and history take."""
+    durable_step: int
+    """Up to which step it is safe in the store; 0 where nothing is."""
+    rewinds: int
+    """How many times it was rewound."""
+    shadow: str
+    """The version that is fed along; empty for none."""
 
     @staticmethod
     def parse(message: pb.Session) -> SessionInfo:
@@ -149,7 +168,24 @@ class SessionInfo:
             idle_timeout=message.idle_timeout.ToTimedelta().total_seconds(),
             expires=_time(message.expire_time),
             attached=message.attached,
+            labels=dict(message.labels),
+            place=_PLACES[message.place],
+            bytes=message.bytes,
+            durable_step=message.durable_step,
+            rewinds=message.rewinds,
+            shadow=message.shadow_version,
         )
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What a server did with the versions in its model folder, each named model/version."""
+
+    loaded: tuple[str, ...]
+    retired: tuple[str, ...]
+    """Let go once their sessions have ended or moved."""
+    refused: dict[str, str]
+    """Why a bundle was refused; what was served before goes on."""
 
 
 def _time(stamp: Timestamp) -> datetime:

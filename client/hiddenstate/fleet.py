@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from types import TracebackType
@@ -29,14 +30,10 @@ from hiddenstate.session import close_after
 class AsyncFleet:
     """Many sessions of one model, fed by columns. An id is anything hashable, such as a sensor's name."""
 
-    def __init__(
-        self, connection: Connection, catalog: Catalog, model: str, version: str, idle_timeout: float | None
-    ) -> None:
+    def __init__(self, connection: Connection, catalog: Catalog, wish: Wish) -> None:
         self._connection = connection
         self._catalog = catalog
-        self._model = model
-        self._version = version
-        self._idle_timeout = idle_timeout
+        self._wish = wish
         self._handles: dict[Hashable, int] = {}
         self._ended: dict[Hashable, HiddenstateError] = {}
         self._codec: Codec | None = None
@@ -96,8 +93,8 @@ class AsyncFleet:
     async def _known_codec(self, timeout: float | None) -> Codec:
         self._connection.require_open()
         if self._codec is None:
-            model = await self._catalog.known(self._model, self._version, timeout)
-            self._version = model.version
+            model = await self._catalog.known(self._wish.model, self._wish.version, timeout)
+            self._wish = replace(self._wish, version=model.version)
             self._codec = codec_of(model)
         return self._codec
 
@@ -123,8 +120,7 @@ class AsyncFleet:
         return np.fromiter(map(self._handles.get, names, repeat(-1)), np.int64, len(names))
 
     async def _open(self, names: list[Any], timeout: float | None) -> dict[Any, HiddenstateError]:
-        wish = Wish(self._model, self._version, idle_timeout=self._idle_timeout)
-        call, states = self._connection.protocol.open(wish, [""] * len(names))
+        call, states = self._connection.protocol.open(self._wish, [""] * len(names))
         await self._connection.wait(call, timeout)
         errors: dict[Any, HiddenstateError] = {}
         for name, state in zip(names, states, strict=True):
@@ -158,6 +154,7 @@ class AsyncFleet:
             for at in [*range(0, len(rows), size), None, None]:
                 if at is not None:
                     piece = rows[at : at + size]
+                    await self._connection.make_room(len(piece), timeout)
                     call, shuffled = protocol.observe_rows(handles[piece], inputs[piece])
                     under_way.append((call, piece if shuffled is None else piece[shuffled]))
                     self._connection.wake()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,19 @@ class ValuePrediction:
 
 
 Prediction = WordPrediction | ValuePrediction
+
+
+class GeneratedWord(NamedTuple):
+    """A word of a continuation."""
+
+    word: str
+    probability: float
+    """Before temperature and cuts."""
+
+
+Generated = GeneratedWord | float | Floats
+"""A step of a continuation: a word, or values as float64 [paths or quantiles, targets], without the axes that were
+not asked for (one path) or have no need (one target)."""
 
 
 class _Rows(Sequence[_Item], Generic[_Item]):

@@ -584,7 +584,7 @@ class Protocol:
         rows = np.flatnonzero(handles < len(self._step))
         self._seen[handles[rows]] = np.maximum(self._seen[handles[rows]], steps[rows])
         while rows.size:
-            mine, calls, positions, later = self._runs.match(handles[rows], steps[rows])
+            mine, calls, positions, later = self._runs.match(handles[rows], steps[rows], self._step[handles[rows]])
             if not mine.any():
                 return  # answers that nobody waits for, such as to an observation sent twice
             self._deliver(calls, positions, columns, rows[mine])

@@ -63,14 +63,14 @@ class Runs:
         handles: list[int] = np.flatnonzero(self.call).tolist()
         return handles
 
-    def match(self, handles: Array, steps: Array) -> tuple[Array, Array, Array, Array]:
-        """Finds what answers to `steps` of `handles` belong to.
+    def match(self, handles: Array, steps: Array, answered: Array) -> tuple[Array, Array, Array, Array]:
+        """Finds what answers to `steps` of `handles`, of which steps up to `answered` are, belong to.
 
         Returns which of them belong to a head, the calls and the rows therein of those, and which belong to a later
         run, to be asked for again once the heads are done.
         """
         offset = steps - self._first[handles]
-        due = (self.call[handles] != IDLE) & (offset >= 0)
+        due = (self.call[handles] != IDLE) & (steps > answered)
         mine = due & (offset < self._count[handles])
         owners, at = handles[mine], offset[mine]
         calls, rows = self.call[owners], self._start[owners] + at

@@ -8,15 +8,18 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self, overload
 
+import numpy as np
 from numpy.typing import NDArray
 
-from hiddenstate.calls import Kind
+from hiddenstate.calls import Call, Kind
 from hiddenstate.calls import Session as SessionState
-from hiddenstate.codec import Codec, Row, Value, Values, codec_of
+from hiddenstate.catalog import Catalog
+from hiddenstate.codec import Codec, Row, Value, Values, Wanted, codec_of
 from hiddenstate.columns import Columns
 from hiddenstate.connection import Connection
 from hiddenstate.descriptions import Model
-from hiddenstate.errors import HiddenstateError, fresh
+from hiddenstate.errors import HiddenstateError, InvalidInput, fresh
+from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
     Prediction,
     ValuePrediction,
@@ -34,11 +37,13 @@ CHUNK = 4096
 class AsyncSession:
     """One session: its state lives on the server, and every observation moves it on by one step."""
 
-    def __init__(self, connection: Connection, state: SessionState, model: Model) -> None:
+    def __init__(self, connection: Connection, catalog: Catalog, state: SessionState, model: Model) -> None:
         self._connection = connection
+        self._catalog = catalog
         self._state = state
         self._codec: Codec = codec_of(model)
         self._model = model
+        self._generation: AsyncGeneration[Any] | None = None  # the last one that is to be committed
 
     @property
     def id(self) -> str:
@@ -59,6 +64,21 @@ class AsyncSession:
     def step(self) -> int:
         """Observations in its state, as far as they were answered."""
         return self._connection.protocol.step(self._state)
+
+    @property
+    def durable_step(self) -> int:
+        """Up to which step the server is known to have stored it; 0 where nothing is."""
+        return self._connection.protocol.durable_step(self._state)
+
+    @property
+    def rewinds(self) -> int:
+        """How many times it was rewound."""
+        return self._connection.protocol.rewinds(self._state)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels given when it was opened."""
+        return dict(self._state.labels)
 
     @overload
     async def observe(self, x: str, *, timeout: float | None = None) -> WordPrediction: ...
@@ -92,6 +112,110 @@ class AsyncSession:
         """The current prediction again; nothing changes."""
         return self._codec.prediction(await self._ask(Kind.PEEK, timeout))
 
+    async def rewind(self, n: int = 1, *, timeout: float | None = None) -> Prediction:
+        """Takes the last `n` observations back; returns the prediction as it was before them.
+
+        Raises RewindLimit where the server does not keep so many.
+        """
+        if n < 1:
+            raise InvalidInput(f"at least one observation is taken back, not {n}")
+        self._require_usable()
+        call = self._connection.protocol.rewind(self._state, n)
+        return self._codec.prediction(await self._answered(call, timeout))
+
+    @overload
+    async def fork(self, n: None = None, *, timeout: float | None = None) -> AsyncSession: ...
+    @overload
+    async def fork(self, n: int, *, timeout: float | None = None) -> list[AsyncSession]: ...
+    async def fork(self, n: int | None = None, *, timeout: float | None = None) -> AsyncSession | list[AsyncSession]:
+        """An independent copy of the session as it is now, or a list of `n` copies. Raises ResourceExhausted."""
+        if n is not None and n < 1:
+            raise InvalidInput(f"at least one copy is made, not {n}")
+        self._require_usable()
+        call = self._connection.protocol.fork(self._state, n or 1)
+        await self._answered(call, timeout)
+        copies = [AsyncSession(self._connection, self._catalog, copy, self._model) for copy in call.copies]
+        return copies[0] if n is None else copies
+
+    async def export(self, *, timeout: float | None = None) -> bytes:
+        """A signed snapshot of the session as it is now, for `client.restore`."""
+        self._require_usable()
+        call = self._connection.protocol.ask(Kind.EXPORT, [self._state])
+        await self._answered(call, timeout)
+        return call.snapshots[self._state.handle]
+
+    async def rewarm(self, version: str | None = None, *, timeout: float | None = None) -> None:
+        """Moves the session to another version of its model (the newest unless told).
+
+        The new version is fed the last observations, as many as the server keeps. Raises ModelNotFound.
+        """
+        self._require_usable()
+        await self._answered(self._connection.protocol.rewarm(self._state, version or ""), timeout)
+        self._model = await self._catalog.known(self._state.model, self._state.version, timeout)
+        self._codec = codec_of(self._model)
+
+    @overload
+    def generate(
+        self,
+        n: int,
+        *,
+        paths: int,
+        temperature: float | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGeneration[NDArray[np.float64]]: ...
+    @overload
+    def generate(
+        self,
+        n: int,
+        *,
+        quantiles: Sequence[float],
+        paths: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGeneration[NDArray[np.float64]]: ...
+    @overload
+    def generate(
+        self,
+        n: int,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        commit: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncGeneration[Any]: ...
+    def generate(
+        self,
+        n: int,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        commit: bool = False,
+        paths: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGeneration[Any]:
+        """Lets the model run on for `n` steps from where the session is now; an iterator over what it comes up with.
+
+        Words: each a GeneratedWord (word, probability), sampled at `temperature` (1; 0 takes the most probable) from
+        the `top_k` most probable and from those that together have the probability `top_p`, until a word of `stop`.
+        Values: each a float (several targets: an array [targets]), sampled at `temperature` times the scale; with
+        `paths` an array [paths], with `quantiles` of that many paths (256) an array [quantiles] (or with targets as
+        second axis). The same `seed` gives the same. `timeout` is the longest wait for a step.
+
+        The session stays where it is. With `commit` what is taken from the iterator is observed too: before anything
+        else that is asked of the session, and at the iterator's end. Raises ResourceExhausted, and AnswersLost where
+        the connection broke and the session has moved on since.
+        """
+        return self._generate(Wanted.of(n, temperature, top_k, top_p, seed, stop, paths, quantiles, commit), timeout)
+
     async def heartbeat(self, *, timeout: float | None = None) -> None:
         """Renews the lease without an observation."""
         await self._ask(Kind.HEARTBEAT, timeout)
@@ -109,16 +233,36 @@ class AsyncSession:
     ) -> None:
         await close_after(self.close, error)
 
+    def _generate(self, wanted: Wanted, timeout: float | None) -> AsyncGeneration[Any]:
+        self._require_usable()
+        codec = self._codec
+        call = codec.generating(self._state.handle, wanted)
+        self._connection.protocol.generate(call)
+        self._connection.wake()
+
+        def observe(taken: list[Any]) -> Call:
+            return self._connection.protocol.observe(self._state, codec.again(taken))
+
+        generation = AsyncGeneration[Any](
+            self._connection,
+            call,
+            lambda piece: codec.generated(piece, wanted),
+            observe if wanted.commit else None,
+            timeout,
+        )
+        self._generation = generation if wanted.commit else None
+        return generation
+
     async def _observe(self, inputs: NDArray[Any], timeout: float | None) -> Columns:
         self._require_usable()
-        call = self._connection.protocol.observe(self._state, inputs)
-        await self._connection.wait(call, timeout)
-        call.raise_any()
-        return call.columns()
+        await self._connection.make_room(len(inputs), timeout)
+        return await self._answered(self._connection.protocol.observe(self._state, inputs), timeout)
 
     async def _ask(self, kind: Kind, timeout: float | None) -> Columns:
         self._require_usable()
-        call = self._connection.protocol.ask(kind, [self._state])
+        return await self._answered(self._connection.protocol.ask(kind, [self._state]), timeout)
+
+    async def _answered(self, call: Call, timeout: float | None) -> Columns:
         await self._connection.wait(call, timeout)
         call.raise_any()
         return call.columns()
@@ -127,6 +271,8 @@ class AsyncSession:
         self._connection.require_open()
         if self._state.error is not None:
             raise fresh(self._state.error)
+        if self._generation is not None:
+            self._generation.commit()
 
 
 class Opening:
