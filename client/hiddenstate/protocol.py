@@ -431,11 +431,12 @@ class Protocol:
         self._generations.clear()
         self._outbox[:0] = again.values()
         for handle, session in self._sessions.items():
+            if session.source is not None and not session.opened:
+                continue  # copies are asked for by their fork
             if not session.opened:
                 session.asked |= handle not in self._unopened
                 session.resume = session.wish.resume
-            if session.opened or session.source is None:  # copies are asked for by their fork
-                self._unopened[handle] = 0.0
+            self._unopened[handle] = 0.0
 
     def fail(self, error: HiddenstateError) -> list[Call]:
         """Fails everything that waits, for instance since the server refuses this client; sessions live on."""
