@@ -6,7 +6,7 @@ prediction that differs in its last bits, as it may with other rows in the batch
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from hiddenstate_models.limits import LARGEST_VALUE
 from hiddenstate_server.runtimes import DoubleArray, FloatArray, ValueOutputs
 
+TokenArray: TypeAlias = NDArray[np.int64]
+
 UNIFORMS_PER_VALUE = 2
+COLDEST = 1e-4
+"""A temperature below this one is 0."""
+_FEW = 512
 
 
 class WordSampling(NamedTuple):
@@ -27,24 +32,38 @@ class WordSampling(NamedTuple):
     @property
     def greedy(self) -> bool:
         """Whether the most probable word is always taken."""
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < COLDEST or self.top_k == 1
 
 
 def draw_word(log_probabilities: FloatArray, sampling: WordSampling, uniform: float) -> int:
     """A token, from log-probabilities [vocabulary] and a number in [0, 1); `sampling` is not greedy."""
-    scaled = (log_probabilities - log_probabilities.max()).astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled)
-    kept = np.arange(len(weights))
+    weights = np.exp((log_probabilities - log_probabilities.max()) / sampling.temperature)
+    kept = _kept(weights, sampling)
+    cumulative = (weights if kept is None else weights[kept]).cumsum(dtype=np.float64)
+    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return place if kept is None else int(kept[place])
+
+
+def _kept(weights: FloatArray, sampling: WordSampling) -> TokenArray | None:
+    """Tokens that can be drawn, in the order of ids; None for all."""
+    kept = None
     if 0 < sampling.top_k < len(weights):
-        kept = np.argpartition(scaled, -sampling.top_k)[-sampling.top_k :]
+        kept = _heaviest(weights, sampling.top_k)
     if sampling.top_p < 1:
-        kept = kept[np.argsort(-scaled[kept], kind="stable")]
-        cumulative = weights[kept].cumsum()
-        kept = kept[: np.searchsorted(cumulative, sampling.top_p * cumulative[-1]) + 1]
-    kept.sort()
-    cumulative = weights[kept].cumsum()
-    place = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    return int(kept[min(int(place), len(kept) - 1)])
+        within = weights if kept is None else weights[kept]
+        enough = sampling.top_p * within.sum(dtype=np.float64)
+        # Few words nearly always have most of the probability, and few are sorted much faster than all.
+        few = _heaviest(within, min(_FEW, len(within)))
+        if within[few].sum(dtype=np.float64) < enough:
+            few = np.arange(len(within))
+        few = few[np.argsort(-within[few], kind="stable")]
+        few = few[: np.searchsorted(within[few].cumsum(dtype=np.float64), enough) + 1]
+        kept = few if kept is None else kept[few]
+    return None if kept is None else np.sort(kept)
+
+
+def _heaviest(weights: FloatArray, count: int) -> TokenArray:
+    return np.argpartition(weights, -count)[-count:]
 
 
 def draw_values(predictions: ValueOutputs, temperature: float, uniforms: DoubleArray) -> DoubleArray:

@@ -33,7 +33,7 @@ from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.runtimes import ValueOutputs
-from hiddenstate_server.sampling import WordSampling, draw_values, draw_word
+from hiddenstate_server.sampling import COLDEST, WordSampling, draw_values, draw_word
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.streams import Stream
 
@@ -230,7 +230,18 @@ def cut(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     return kept
 
 
-@pytest.mark.parametrize("sampling", [WordSampling(1, 0, 1), WordSampling(1e-3, 0, 1), WordSampling(100, 3, 1e-9)])
+@pytest.mark.parametrize("top_p", [0.5, 0.999])
+def test_a_cut_is_exact_in_a_large_vocabulary(top_p: float) -> None:
+    """Whether few words have enough of the probability or many are needed."""
+    log_probabilities = np.log(np.random.default_rng(3).dirichlet(np.full(3000, 0.3))).astype(np.float32)
+    allowed = set(np.flatnonzero(cut(np.exp(log_probabilities.astype(np.float64)), top_p)).tolist())
+    uniforms = np.linspace(0, 1, 20_000, endpoint=False)
+    drawn = {draw_word(log_probabilities, WordSampling(1, 0, top_p), uniform) for uniform in uniforms}
+    assert drawn <= allowed
+    assert len(drawn) > 0.5 * len(allowed)
+
+
+@pytest.mark.parametrize("sampling", [WordSampling(1, 0, 1), WordSampling(COLDEST, 0, 1), WordSampling(100, 3, 1e-9)])
 @pytest.mark.parametrize("uniform", [0.0, 0.5, np.nextafter(1, 0)])
 def test_the_ends_of_the_range_draw_words_too(sampling: WordSampling, uniform: float) -> None:
     log_probabilities = np.array([-np.inf, -1.0, -0.6, -2.0, -np.inf], np.float32)

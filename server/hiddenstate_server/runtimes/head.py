@@ -18,7 +18,8 @@ class WordHead:
         with safe_open(bundle.folder / WEIGHTS_FILE, "numpy") as weights:
             matrix = weights.get_tensor("encoder.weight" if network.tied else "head.weight")
             bias = weights.get_tensor("head.bias")
-        self._matrix = np.ascontiguousarray(matrix, np.float32)
+        # Laid out like this the product with few rows is two to three times faster.
+        self._matrix = np.ascontiguousarray(matrix.T, np.float32)
         self._bias = np.ascontiguousarray(bias, np.float32)
         # The last layer's output is the first part of its state, which ends the recurrent state.
         start = network.state_size - network.model_copy(update={"hidden_sizes": network.hidden_sizes[-1:]}).state_size
@@ -26,8 +27,7 @@ class WordHead:
 
     def log_probabilities(self, states: FloatArray) -> FloatArray:
         """[n, vocabulary] of states [n, state_size]."""
-        # Row by row: for the few rows of a turn, products with a vector are faster than one that repacks the matrix.
-        logits = np.stack([self._matrix @ output for output in states[:, self._output]]) + self._bias
+        logits = states[:, self._output] @ self._matrix + self._bias
         logits -= logits.max(axis=1, keepdims=True)
         logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return logits
