@@ -32,6 +32,11 @@ class Arena:
         return self._returned_count + self.capacity - self._ever_used
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes a row takes."""
+        return sum(column[:1].nbytes for column in (self.states, *self.outputs))
+
+    @property
     def used(self) -> int:
         """Rows held by sessions."""
         return self._ever_used - self._returned_count
@@ -52,6 +57,12 @@ class Arena:
         """Brings rows to the initial state."""
         self.states[rows] = self.initial
         write_rows(self.outputs, rows, self._initial_outputs)
+
+    def copy(self, row: int, copies: RowArray) -> None:
+        """Gives rows the state and outputs of another."""
+        self.states[copies] = self.states[row]
+        for column in self.outputs:
+            column[copies] = column[row]
 
     def release(self, rows: RowArray) -> None:
         """Gives rows back, zeroed, so that nothing of a session outlives it."""

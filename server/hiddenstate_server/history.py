@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hiddenstate_server.runtimes import FloatArray, InputArray, RowArray
 
-KEPT = 3
+KEPT = 2
 """States kept for each row."""
 _WRITE_TICKS = 16
 
@@ -67,6 +67,9 @@ class History:
         self._first = np.zeros(capacity, np.int64)
         """The first step that can be gone back to, however near it is; 0 if the row began here."""
         self._columns = (self._inputs, self._states, self._at, self._newest, self._furthest, self._first)
+        names = ("inputs", "states", "at", "newest", "furthest", "first")
+        self.columns = dict(zip(names, self._columns, strict=True)) if limit else {}
+        """All there is of a row, to be read after `settle`, and written."""
         self._noted: list[tuple[RowArray, NDArray[np.int64], InputArray]] = []
 
     @property
@@ -81,9 +84,10 @@ class History:
         if self.limit:
             self._noted.append((rows, steps, inputs))
             if len(self._noted) >= _WRITE_TICKS:
-                self._write()
+                self.settle()
 
-    def _write(self) -> None:
+    def settle(self) -> None:
+        """Brings the columns up to date."""
         if not self._noted:
             return
         rows, steps, inputs = (np.concatenate(column) for column in zip(*self._noted, strict=True))
@@ -108,7 +112,7 @@ class History:
 
     def replay(self, row: int, step: int) -> Replay:
         """From which state, and with which inputs, a row comes to a step from 1 that is not before `oldest`."""
-        self._write()
+        self.settle()
         at = self._at[row]
         before = np.where(at < step, at, 0)
         place = int(before.argmax())
@@ -120,7 +124,7 @@ class History:
         """[n, ...]: the last observations in a row's state, as many as are kept."""
         if not self.limit:
             return self._inputs[row, :0].astype(self._input_type)
-        self._write()
+        self.settle()
         step = int(self._applied[row])
         kept_since = max(step, int(self._furthest[row])) - self._length
         return self._between(row, max(kept_since, int(self._first[row]) - 1, 0), step)
@@ -149,13 +153,13 @@ class History:
 
     def copy(self, row: int, copies: RowArray) -> None:
         """Gives free rows the history of another."""
-        self._write()
+        self.settle()
         for column in self._columns:
             column[copies] = column[row]
 
     def clear(self, rows: RowArray) -> None:
         """Forgets rows."""
-        self._write()
+        self.settle()
         # States that were never kept are not written to: their memory was never touched.
         kept, places = np.nonzero(self._at[rows])
         self._states[rows[kept], places] = 0
@@ -165,6 +169,6 @@ class History:
 
     def check_integrity(self, free: RowArray) -> None:
         """Raises AssertionError unless nothing is kept for these rows."""
-        self._write()
+        self.settle()
         if any(column[free].any() for column in self._columns):
             raise AssertionError("a free row has a history")

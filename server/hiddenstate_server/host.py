@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
+from hiddenstate_server.forking import begin_forks, fork
 from hiddenstate_server.generating import Generating
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
 from hiddenstate_server.opening import open_sessions
 from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
-from hiddenstate_server.scheduler import CLOSE, GENERATE, WORDS, Batch
-from hiddenstate_server.sessions import Directory, Ended
-from hiddenstate_server.streams import Stream
+from hiddenstate_server.scheduler import CLOSE, FORK, GENERATE, WORDS, Batch
+from hiddenstate_server.sessions import Directory, Ended, Place
+from hiddenstate_server.streams import RESERVED, Stream
 
 _NOTHING: Mapping[str, errors.ServerError] = MappingProxyType({})
 
@@ -67,6 +68,7 @@ class Host:
         )
         model.on(CLOSE, partial(self._finish_closing, model))
         model.on(GENERATE, partial(self.generating.begin, model))
+        model.on(FORK, partial(fork, self, model))
         self._slots[self._last_slot] = model
         self.models.append(model)
         return model
@@ -146,6 +148,8 @@ class Host:
                     self.generating.cancel(stream, request.cancel_generate.call)
                 case "open":
                     open_sessions(self, stream, request.open, elsewhere)
+                case "fork":
+                    begin_forks(self, stream, request.fork)
                 case "rewind":
                     self._rewind(stream, request.rewind)
                 case _:
@@ -288,6 +292,18 @@ class Host:
                 located.append((model, rows[positions] - model.base, positions))
         return located
 
+    def place(self, stream: Stream, handle: int) -> Place:
+        """The session of a stream's handle; how it left, or HandleUnknown, if there is none."""
+        row = stream.row_of(handle)
+        if row < 0:
+            raise _no_session(row)
+        model = self._model_of(row)
+        return Place(model, row - model.base)
+
+    def when_durable(self, _model: ServedModel, _rows: RowArray, then: Callable[[], None]) -> None:
+        """Calls `then` when new sessions are as safe as the durability promises."""
+        then()
+
     def _model_of(self, row: int) -> ServedModel:
         return self._slots[row // self.limits.max_sessions]
 
@@ -323,6 +339,14 @@ class Host:
         self.end(model, rows, Ended.CLOSED)
 
     # endings
+
+    def close_now(self, model: ServedModel, rows: RowArray) -> None:
+        """Ends sessions whatever they have queued; holders are told."""
+        error = Ended.CLOSED.error()
+        model.drop(rows, error)
+        for row in rows[model.table.stream[rows] >= 0].tolist():
+            self._refuse(self.streams[int(model.table.stream[row])], error, int(model.table.handle[row]))
+        self.end(model, rows, Ended.CLOSED)
 
     def expire(self) -> None:
         """Ends sessions whose lease or detach time-out has run out; holders are told."""
@@ -391,6 +415,8 @@ class Host:
 def _no_session(code: int) -> errors.ServerError:
     if code in _ENDINGS:
         return Ended(code).error()
+    if code == RESERVED:
+        return errors.HandleUnknown("the handle's session is on its way; wait until it is opened")
     return errors.HandleUnknown("the handle is not open on this stream; open a session with it first")
 
 

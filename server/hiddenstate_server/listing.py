@@ -8,8 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server import labels
 from hiddenstate_server.errors import RequestInvalid
 from hiddenstate_server.host import Host
+from hiddenstate_server.model import ServedModel
+from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.sessions import Place, id_of
 from hiddenstate_server.streams import duration
 
@@ -33,11 +36,39 @@ def session(host: Host, place: Place) -> pb.Session:
         step=int(table.applied[row]),
         idle_timeout=duration(lease),
         attached=bool(table.stream[row] >= 0),
+        labels=labels.unpacked(table.labels[row]),
+        bytes=model.session_bytes,
+        rewinds=int(table.rewinds[row]),
     )
     message.create_time.FromNanoseconds(int(table.created[row]))
     message.last_use_time.FromNanoseconds(wall + round(last_use * 1e9))
     message.expire_time.FromNanoseconds(wall + round(ends * 1e9))
     return message
+
+
+class Filter:
+    """Which of a tenant's sessions a request is about."""
+
+    def __init__(self, tenant: str, request: pb.ListSessionsRequest | pb.CloseSessionsRequest) -> None:
+        """RequestInvalid where the request's idle time is negative."""
+        self._tenant = tenant
+        self._model = request.model
+        self._labels = dict(request.labels)
+        self._idle_for = request.idle_for.ToNanoseconds() / 1e9
+        if self._idle_for < 0:
+            raise RequestInvalid(f"idle_for is {self._idle_for} s; ask for a positive one, or leave it out")
+
+    def rows(self, host: Host, model: ServedModel) -> RowArray:
+        """The rows of a model that match."""
+        if self._model not in ("", model.info.name):
+            return np.empty(0, np.int64)
+        table = model.table
+        rows = table.live(self._tenant)
+        if self._idle_for:
+            rows = rows[table.last_use[rows] <= host.clock() - self._idle_for]
+        if self._labels:
+            rows = rows[[labels.match(table.labels[row], self._labels) for row in rows.tolist()]]
+        return rows
 
 
 def page(host: Host, tenant: str, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
@@ -46,15 +77,15 @@ def page(host: Host, tenant: str, request: pb.ListSessionsRequest) -> pb.ListSes
     after = _position(request.page_token)
     found: list[tuple[Position, Place]] = []
     total = 0
+    wanted = Filter(tenant, request)
     for model in host.models:
-        if request.model in ("", model.info.name):
-            created = model.table.created
-            rows = model.table.live(tenant)
-            total += len(rows)
-            rows = rows[created[rows] >= after[0]]
-            # Creations are distinct within a process, so one more than a page covers a tie with `after`.
-            rows = rows[np.argsort(created[rows])][: size + 2]
-            found += [((int(created[row]), id_of(model.table.keys[row])), Place(model, row)) for row in rows.tolist()]
+        created = model.table.created
+        rows = wanted.rows(host, model)
+        total += len(rows)
+        rows = rows[created[rows] >= after[0]]
+        # Creations are distinct within a process, so one more than a page covers a tie with `after`.
+        rows = rows[np.argsort(created[rows])][: size + 2]
+        found += [((int(created[row]), id_of(model.table.keys[row])), Place(model, row)) for row in rows.tolist()]
     found = sorted((entry for entry in found if entry[0] > after), key=lambda entry: entry[0])
     response = pb.ListSessionsResponse(sessions=[session(host, place) for _, place in found[:size]], total_size=total)
     if len(found) > size:

@@ -84,7 +84,9 @@ class ModelMetrics:
         self._batch_size = Tally(metrics.batch_size.labels(*labels))
         self._observations = metrics.observations.labels(*labels)
         self._predictions = metrics.predictions.labels(*labels)
-        self._opened = {how: metrics.opened.labels(*labels, how) for how in ("created", "resumed")}
+        self._opened = {
+            how: metrics.opened.labels(*labels, how) for how in ("created", "resumed", "forked", "restored")
+        }
         self._ended = {how: metrics.ended.labels(*labels, how) for how in ("closed", "expired", "evicted")}
         self.live = metrics.live.labels(*labels)
         self.rows_used = metrics.rows_used.labels(*labels)
@@ -127,7 +129,7 @@ class ModelMetrics:
         self._metrics.fault(error)
 
     def opened(self, how: str, count: int) -> None:
-        """Counts sessions created or resumed."""
+        """Counts sessions opened."""
         self._opened[how].inc(count)
 
     def ended(self, how: str, count: int) -> None:
@@ -190,7 +192,7 @@ class Metrics:
         self.generating = gauge("hiddenstate_generating", "Continuations now.")
         self.predictions = counter("hiddenstate_predictions_total", "Predictions handed to the transport.", *model)
         self.errors = counter("hiddenstate_errors_total", "Errors answered, by reason.", "reason")
-        self.opened = counter("hiddenstate_sessions_opened_total", "Sessions created or resumed.", *model, "how")
+        self.opened = counter("hiddenstate_sessions_opened_total", "Sessions opened, by how.", *model, "how")
         self.ended = counter("hiddenstate_sessions_ended_total", "Sessions ended.", *model, "reason")
         self.live = gauge("hiddenstate_live_sessions", "Sessions now.", *model)
         self.rows_used = gauge("hiddenstate_arena_rows_used", "Arena rows held by sessions.", *model)

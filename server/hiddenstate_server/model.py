@@ -199,6 +199,11 @@ class ServedModel:
         self._vocabulary = () if info.text is None else info.text.vocabulary
 
     @property
+    def session_bytes(self) -> int:
+        """Bytes that a session's state, outputs and history take."""
+        return self.arena.row_bytes + self.history.row_bytes
+
+    @property
     def top_k(self) -> int:
         """Words in a prediction."""
         return int(self.arena.outputs[1].shape[1])

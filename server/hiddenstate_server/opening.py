@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
+from hiddenstate_server.labels import packed
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.sessions import Ended, Place, id_of, key_of, make_ids, valid_id
@@ -31,7 +32,7 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping
     ids = list(frame.session_ids)
     if ids and len(ids) != len(handles):
         raise errors.FrameInvalid(f"{len(ids)} session_ids for {len(handles)} handles; send one per handle, or none")
-    lease = _lease(host, frame)
+    lease, labels = _lease(host, frame), packed(frame.labels)
     refused: Refusals = []
     usable: list[tuple[int, str]] = []
     seen: set[int] = set()
@@ -46,7 +47,7 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping
     if frame.mode == pb.OPEN_MODE_RESUME:
         refused += _resume(host, stream, usable, frame, lease, elsewhere)
     else:
-        refused += _create(host, stream, usable, frame, lease, elsewhere)
+        refused += _create(host, stream, usable, frame, lease, labels, elsewhere)
     for handle, refusal in refused:
         host.metrics.fault(refusal)
         stream.fault(refusal, handle)
@@ -65,12 +66,19 @@ def _lease(host: Host, frame: pb.Open) -> float | None:
 def _check(host: Host, stream: Stream, handle: int, session_id: str, seen: set[int]) -> None:
     if host.draining:
         raise errors.Draining("the server is going away; open the session on another one")
-    if handle >= stream.max_sessions:
-        raise errors.HandleInUse(f"handles go from 0 to {stream.max_sessions - 1}; choose a small one")
-    if handle in seen or stream.is_bound(handle):
-        raise errors.HandleInUse(f"handle {handle} is open on this stream; close it first or choose another")
+    if handle in seen:
+        raise errors.HandleInUse(f"handle {handle} stands in the frame twice; choose another")
+    check_handle(stream, handle)
     if session_id and not valid_id(session_id):
         raise errors.InputInvalid("a session id has 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+
+
+def check_handle(stream: Stream, handle: int) -> None:
+    """Raises HandleInUse unless the handle can be given to another session."""
+    if handle >= stream.max_sessions:
+        raise errors.HandleInUse(f"handles go from 0 to {stream.max_sessions - 1}; choose a small one")
+    if stream.is_bound(handle):
+        raise errors.HandleInUse(f"handle {handle} is open on this stream; close it first or choose another")
 
 
 def _create(
@@ -79,6 +87,7 @@ def _create(
     usable: list[tuple[int, str]],
     frame: pb.Open,
     lease: float | None,
+    labels: str,
     elsewhere: Mapping[str, errors.ServerError],
 ) -> Refusals:
     try:
@@ -96,38 +105,45 @@ def _create(
             )
         else:
             new[key] = handle
-    _make_room(host, model, len(new))
+    make_room(host, model, len(new))
     places = model.arena.free
     for key, handle in list(new.items())[places:]:
         del new[key]
-        refused.append((handle, errors.SessionLimit(
-            f"{model.capacity} sessions of {model.info.name} are live, the limit; close some or try again later",
-            limit=model.capacity,
-        )))  # fmt: skip
+        refused.append((handle, no_place(host, model)))
     if new:
-        _start(host, stream, model, new, host.limits.idle_timeout if lease is None else lease)
+        _start(host, stream, model, new, host.limits.idle_timeout if lease is None else lease, labels)
     return refused
 
 
-def _make_room(host: Host, model: ServedModel, count: int) -> None:
-    """Evicts detached sessions, those used longest ago first, until `count` more fit or none is left."""
+def no_place(host: Host, model: ServedModel) -> errors.SessionLimit:
+    """Why there is no room for another session of this model."""
+    limit = host.limits.max_sessions
+    return errors.SessionLimit(
+        f"{limit} sessions of {model.info.name} are live, the limit; close some or try again later", limit=limit
+    )
+
+
+def make_room(host: Host, model: ServedModel, count: int, keep: RowArray | None = None) -> None:
+    """Evicts detached sessions, those used longest ago first, until `count` more fit or none is left; `keep` stay."""
     lacking = count - model.arena.free
     if lacking > 0:
-        evicted = model.table.least_recently_used(lacking)
+        evicted = model.table.least_recently_used(lacking if keep is None else lacking + len(keep))
+        if keep is not None:
+            evicted = evicted[~np.isin(evicted, keep)][:lacking]
         if len(evicted):
             host.end(model, evicted, Ended.EVICTED)
 
 
-def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], lease: float) -> None:
+def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], lease: float, labels: str) -> None:
     rows = model.arena.allocate(len(new))
     handles = np.fromiter(new.values(), np.uint32, len(new))
-    model.table.start(rows, list(new), lease, host.clock())
+    model.table.start(rows, list(new), lease, host.clock(), labels)
     model.table.attach(rows, stream.number, handles)
     for (key, handle), row in zip(new.items(), rows.tolist(), strict=True):
         host.directory.add(key, Place(model, row))
         stream.bind(handle, model.base + row)
     model.metrics.opened("created", len(new))
-    stream.opened(_opened(model, handles, rows, lease))
+    stream.opened(opened(model, handles, rows, lease))
 
 
 def _resume(
@@ -177,10 +193,11 @@ def _take_over(host: Host, stream: Stream, handle: int, place: Place, lease: flo
     table.attach(rows, stream.number, np.array([handle], np.uint32))
     stream.bind(handle, model.base + row)
     model.metrics.opened("resumed", 1)
-    stream.opened(_opened(model, table.handle[rows], rows, float(table.lease[row])))
+    stream.opened(opened(model, table.handle[rows], rows, float(table.lease[row])))
 
 
-def _opened(model: ServedModel, handles: NDArray[np.uint32], rows: RowArray, lease: float) -> pb.Opened:
+def opened(model: ServedModel, handles: NDArray[np.uint32], rows: RowArray, lease: float) -> pb.Opened:
+    """The answer for sessions with one lease."""
     table = model.table
     return pb.Opened(
         handles=frames.handle_bytes(handles),

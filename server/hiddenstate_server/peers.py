@@ -55,6 +55,12 @@ class Peers:
         found = await _answers(calls, ignore=(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND))
         return found[0].session if found else None
 
+    async def close_sessions(self, tenant: str, request: pb.CloseSessionsRequest) -> int:
+        """Has them end a tenant's sessions; how many they did."""
+        metadata = _metadata(tenant)
+        calls = (service.CloseSessions(request, timeout=_TIMEOUT, metadata=metadata) for service in self._services)
+        return sum(answer.closed for answer in await _answers(calls))
+
     async def fates(self, keys: Sequence[str]) -> dict[str, errors.ServerError]:
         """For keys they know: SessionElsewhere for a live one, else how it ended."""
         known: dict[str, errors.ServerError] = {}

@@ -125,6 +125,7 @@ class Rewinding:
         table.rewinds[row] = number
         table.durable[row] = min(int(table.durable[row]), target)
         table.replaying[row] = False
+        table.unsaved[row] = True
         asked.under_way = None
         self._forget_if_done(row)
 

@@ -15,6 +15,7 @@ from hiddenstate_server.host import Host
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.peers import Peers
 from hiddenstate_server.reloading import Reloader
+from hiddenstate_server.session_calls import SessionCalls
 from hiddenstate_server.sessions import key_of
 from hiddenstate_server.tenants import Tenants, is_private
 
@@ -22,15 +23,13 @@ StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, bytes]
 _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 
 
-class HiddenStateService(pb_grpc.HiddenStateServiceServicer):
+class HiddenStateService(SessionCalls):
     """Streams and unary calls on one host; none goes beyond the sessions of the caller's tenant."""
 
     def __init__(
         self, host: Host, peers: Peers, tenants: Tenants, reloader: Reloader, wake_engine: Callable[[], None]
     ) -> None:
-        self._host = host
-        self._peers = peers
-        self._tenants = tenants
+        super().__init__(host, peers, tenants)
         self._reloader = reloader
         self._wake_engine = wake_engine
 

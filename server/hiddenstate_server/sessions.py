@@ -101,11 +101,13 @@ class SessionTable:
         """Rises with every change of owner; the store refuses what comes with a lower one."""
         self.keys: list[str] = []
         """As long as rows were ever used; empty in a free row."""
+        self.labels: list[str] = []
+        """Likewise; packed."""
         # A number for each tenant, so that its sessions are found among all without looking at a key.
         self._tenant = np.zeros(capacity, np.int64)
         self._tenants: dict[str, int] = {}
 
-    def start(self, rows: RowArray, keys: Sequence[str], lease: float, now: float) -> None:
+    def start(self, rows: RowArray, keys: Sequence[str], lease: float, now: float, labels: str = "") -> None:
         """Fills rows for new sessions."""
         self._grow(int(rows.max()) + 1)
         self.applied[rows] = self.accepted[rows] = 0
@@ -120,6 +122,7 @@ class SessionTable:
         self.unsaved[rows] = True
         for row, key in zip(rows.tolist(), keys, strict=True):
             self.keys[row] = key
+            self.labels[row] = labels
             self._tenant[row] = self._tenants.setdefault(tenant_of(key), len(self._tenants))
 
     def _grow(self, used: int) -> None:
@@ -127,6 +130,7 @@ class SessionTable:
         fresh = slice(len(self.keys), used)
         self.last_use[fresh] = self.detached_at[fresh] = np.inf
         self.stream[fresh] = DETACHED
+        self.labels.extend([""] * (used - len(self.keys)))
         self.keys.extend([""] * (used - len(self.keys)))
 
     def attach(self, rows: RowArray, stream: int, handles: NDArray[np.uint32]) -> None:
@@ -148,7 +152,7 @@ class SessionTable:
         self.stream[rows] = DETACHED
         self.closing[rows] = self.unsaved[rows] = self.writing[rows] = False
         for row in rows.tolist():
-            self.keys[row] = ""
+            self.keys[row] = self.labels[row] = ""
 
     def expired(self, now: float, detach_timeout: float) -> RowArray:
         """Rows whose lease, or whose time without a stream, has run out."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hiddenstate_server.sessions import Ended
 
 UNKNOWN = -1
+RESERVED = -7
 RUN_ANSWER_ROWS = 256
 """A long run is answered in pieces of about this many rows."""
 _REPLY_BYTES = 1 << 20
@@ -104,7 +105,7 @@ class Stream:
     # handles
 
     def lookup(self, handles: NDArray[np.uint32]) -> RowArray:
-        """Global row of each handle; UNKNOWN or a value of Ended where there is none."""
+        """Global row of each handle; RESERVED, UNKNOWN or a value of Ended where there is none."""
         return self._rows.take(handles, mode="clip")
 
     def row_of(self, handle: int) -> int:
@@ -119,6 +120,14 @@ class Stream:
             self._rows = grown
         self._rows[handle] = row
 
+    def reserve(self, handle: int) -> None:
+        """Keeps a handle for a session on its way."""
+        self.bind(handle, RESERVED)
+
+    def free(self, handle: int) -> None:
+        """The handle's session does not come."""
+        self.bind(handle, UNKNOWN)
+
     def unbind(self, handle: int, ending: Ended) -> None:
         """Marks how the handle's session left; its continuations end with it."""
         self._rows[handle] = ending
@@ -126,8 +135,9 @@ class Stream:
             continuation.abandon(ending.error())
 
     def is_bound(self, handle: int) -> bool:
-        """Whether the handle has a live session."""
-        return handle < len(self._rows) and bool(self._rows[handle] >= 0)
+        """Whether the handle has a live session, or will have one."""
+        row = self.row_of(handle)
+        return row >= 0 or row == RESERVED
 
     def bound_handles(self) -> NDArray[np.int64]:
         """Handles with live sessions."""

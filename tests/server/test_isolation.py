@@ -1,7 +1,7 @@
 """Whatever else happens, a session's outputs are those of a lone model fed its own observations.
 
-Random interleavings of opens, observations, peeks, rewinds, closes, disconnects, resumes, expiries, evictions and
-ticks run on a host without transport, on a test double and on a real ONNX bundle.
+Random interleavings of opens, observations, peeks, rewinds, forks, closes, disconnects, resumes, expiries, evictions
+and ticks run on a host without transport, on a test double and on a real ONNX bundle.
 """
 
 from dataclasses import dataclass, field
@@ -44,6 +44,9 @@ class Client:
     seen: int = 0
     peeks_seen: int = 0
     rewinds_seen: int = 0
+    faults_seen: int = 0
+    forks_due: dict[int, "Told"] = field(default_factory=dict)
+    """Copies asked for, by the handles they are to have."""
 
 
 History = tuple[int, ...]
@@ -81,6 +84,10 @@ class Told:
     def resumed(self, rewinds: int, step: int) -> None:
         self.sent, self.rewinds = list(self.positions[rewinds, step]), rewinds
         self.detach()
+
+    def copy(self, handle: int) -> "Told":
+        sent = list(self.sent)
+        return Told(self.holder, handle, sent, 0, self.furthest, positions={(0, len(sent)): tuple(sent)})
 
     def detach(self) -> None:
         self.closing, self.due, self.peeks_due, self.rewinds_due = False, [], [], []
@@ -245,6 +252,15 @@ class Interleavings(RuleBasedStateMachine):
             frame = wire.rewind([told.handle], [max(0, len(told.sent) - back)], [told.rewinds])
             self.host.receive(told.holder.stream, frame)
 
+    @rule(index=st.integers(0, 9), count=st.integers(1, 2))
+    def fork(self, index: int, count: int) -> None:
+        told = self.sessions.get(self.pick(index) or "")
+        if told is not None and told.holder is not None and not told.closing:
+            handles = [self.next_handle + i for i in range(count)]
+            self.next_handle += count
+            told.holder.forks_due |= {handle: told.copy(handle) for handle in handles}
+            self.host.receive(told.holder.stream, wire.fork([told.handle] * count, handles))
+
     @rule(index=st.integers(0, 9))
     def close(self, index: int) -> None:
         told = self.sessions.get(self.pick(index) or "")
@@ -319,6 +335,14 @@ class Interleavings(RuleBasedStateMachine):
             reply, parts, rows = client.stream.take()
             client.stream.sent(parts, rows, self.clock())
             client.replies.add(pb.StreamResponse.FromString(reply))
+        for fault in client.replies.faults[client.faults_seen :]:
+            client.forks_due.pop(fault.handle if fault.handle is not None else -1, None)
+        client.faults_seen = len(client.replies.faults)
+        for handle in client.forks_due.keys() & client.replies.opened.keys():
+            copy = client.forks_due.pop(handle)
+            name, step = client.replies.opened[handle]
+            assert step == len(copy.sent)
+            self.sessions[name], client.sessions[handle] = copy, name
         for answer in client.replies.observed[client.seen :]:
             due = self.told(client, answer).due
             history = next(history for history in due if len(history) == answer.step)
@@ -352,6 +376,7 @@ class Interleavings(RuleBasedStateMachine):
         for client in self.clients:
             self.collect(client)
             assert client.stream.backlog == 0
+            assert not client.forks_due
         for told in self.sessions.values():
             assert told.is_answered, "something was never answered"
         for client in self.clients:

@@ -36,13 +36,22 @@ def opening(
     mode: pb.OpenMode.ValueType = pb.OPEN_MODE_CREATE,
     version: str = "",
     lease: float | None = None,
+    **fields: Any,
 ) -> pb.StreamRequest:
-    """An Open frame."""
+    """An Open frame; `fields` are further ones."""
     timeout = None
     if lease is not None:
         timeout = duration_pb2.Duration()
         timeout.FromNanoseconds(round(lease * 1e9))
-    frame = pb.Open(handles=u4(handles), model=model, version=version, session_ids=ids, mode=mode, idle_timeout=timeout)
+    frame = pb.Open(
+        handles=u4(handles),
+        model=model,
+        version=version,
+        session_ids=ids,
+        mode=mode,
+        idle_timeout=timeout,
+        **fields,
+    )
     return pb.StreamRequest(open=frame)
 
 
@@ -80,6 +89,11 @@ def rewind(
     """A Rewind frame."""
     frame = pb.Rewind(handles=u4(handles), steps=u8(steps), numbers=u4(numbers), with_words=with_words)
     return pb.StreamRequest(rewind=frame)
+
+
+def fork(handles: Iterable[int], new_handles: Iterable[int]) -> pb.StreamRequest:
+    """A Fork frame."""
+    return pb.StreamRequest(fork=pb.Fork(handles=u4(handles), new_handles=u4(new_handles)))
 
 
 def generate(handle: int, call: int, count: int, **options: Any) -> pb.StreamRequest:
