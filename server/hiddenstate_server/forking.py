@@ -6,6 +6,7 @@ A fork on a stream is an item of its session's chain, so that it copies what the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,7 +82,7 @@ def fork(host: Host, model: ServedModel, batch: Batch, _now: float) -> None:
             error = no_place(host, model)
             host.metrics.fault(error)
             asked.refuse(handle, error)
-        host.when_durable(model, rows, lambda stream=stream, rows=rows: _answer(model, stream, rows))
+        host.when_durable(model, rows, partial(_answer, model, stream, rows))
 
 
 def _answer(model: ServedModel, stream: Stream, rows: RowArray) -> None:
