@@ -7,6 +7,7 @@ import asyncio
 import copy
 import itertools
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -534,8 +535,9 @@ class Serving:
 
 
 async def main() -> None:
-    """Serves in a process of its own and prints the port."""
-    serving = Serving(Fake())
+    """Serves in a process of its own, on the port told, and prints it."""
+    serving = Serving(Fake(pb.DURABILITY_BEHIND, rewind_limit=64))
+    serving.port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     await serving.start()
     print(serving.port, flush=True)
     await asyncio.Event().wait()

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from hiddenstate.aio import DEFAULT_SERVER
-from hiddenstate.cli.console import Json, Server, Timeout, plain_errors
+from hiddenstate.cli.console import DEFAULT_TIMEOUT, Access, Json, Server, Tenant, Timeout, Token, plain_errors
+from hiddenstate.cli.sessions import sessions
 
 app = typer.Typer(
     name="hiddenstate",
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_TIMEOUT = 10.0
+app.add_typer(sessions, name="sessions")
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,23 +44,27 @@ def _options(
 def type_words(
     model: Annotated[str, typer.Option(help="A next-word model.")] = "next-word",
     server: Server = DEFAULT_SERVER,
-    timeout: Timeout = _TIMEOUT,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    token: Token = None,
+    tenant: Tenant = None,
 ) -> None:
     """Predict the next word of what you type.
 
-    In a terminal the likely next words are shown as you type, and Tab takes
-    the first. Other input is read line by line: every word is printed with its
-    surprise (in nats) and the words expected after it.
+    In a terminal the likely next words are shown as you type, Tab takes the
+    first, and Ctrl-G lets the model finish the sentence. Other input is read
+    line by line: every word is printed with its surprise (in nats) and the
+    words expected after it.
 
     [bold]Example[/bold]  echo "the cat sat on the" | hiddenstate type
     """
     from hiddenstate.cli import type as typing
 
+    access = Access(server, timeout, token, tenant)
     with plain_errors():
         if sys.stdin.isatty() and sys.stdout.isatty():
-            typing.interactive(server, timeout, model)
+            typing.interactive(access, model)
         else:
-            typing.plain(server, timeout, model, sys.stdin)
+            typing.plain(access, model, sys.stdin)
 
 
 @app.command()
@@ -84,7 +89,9 @@ def watch(
         typer.Option(help="Draw everything into this file (.png, .svg, .pdf).", show_default=False),
     ] = None,
     server: Server = DEFAULT_SERVER,
-    timeout: Timeout = _TIMEOUT,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    token: Token = None,
+    tenant: Tenant = None,
 ) -> None:
     """Predict the next value of a series and mark what is unusual.
 
@@ -101,11 +108,17 @@ def watch(
     from hiddenstate.cli.watch import watch as run
 
     with plain_errors():
-        run(server, timeout, model, file, column or [], level, anomaly, plot)
+        run(Access(server, timeout, token, tenant), model, file, column or [], level, anomaly, plot)
 
 
 @app.command()
-def models(server: Server = DEFAULT_SERVER, timeout: Timeout = _TIMEOUT, json: Json = False) -> None:
+def models(
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    token: Token = None,
+    tenant: Tenant = None,
+    json: Json = False,
+) -> None:
     """List the models being served.
 
     [bold]Example[/bold]  hiddenstate models --json | jq '.[].name'
@@ -113,24 +126,7 @@ def models(server: Server = DEFAULT_SERVER, timeout: Timeout = _TIMEOUT, json: J
     from hiddenstate.cli.tables import show_models
 
     with plain_errors():
-        show_models(server, timeout, json)
-
-
-@app.command()
-def sessions(
-    model: Annotated[str | None, typer.Option(help="Only this model's sessions.", show_default=False)] = None,
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = _TIMEOUT,
-    json: Json = False,
-) -> None:
-    """List the live sessions, oldest first.
-
-    [bold]Example[/bold]  hiddenstate sessions --model next-word
-    """
-    from hiddenstate.cli.tables import show_sessions
-
-    with plain_errors():
-        show_sessions(server, timeout, model, json)
+        show_models(Access(server, timeout, token, tenant), json)
 
 
 def main() -> None:

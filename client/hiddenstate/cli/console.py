@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hiddenstate import HiddenstateError
+from hiddenstate import AsyncClient, Client, HiddenstateError, WordPrediction
 
 Server = Annotated[
     str,
@@ -29,7 +30,44 @@ Timeout = Annotated[
         rich_help_panel="Connection",
     ),
 ]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HIDDENSTATE_TOKEN",
+        help="Tells the server who you are; better given by the environment.",
+        rich_help_panel="Connection",
+        show_default=False,
+    ),
+]
+Tenant = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HIDDENSTATE_TENANT",
+        help="Whose sessions these are, where the server asks for no token.",
+        rich_help_panel="Connection",
+        show_default=False,
+    ),
+]
+DEFAULT_TIMEOUT = 10.0
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where the server is, and who asks."""
+
+    server: str
+    timeout: float
+    token: str | None = field(repr=False)
+    tenant: str | None
+
+    def client(self) -> Client:
+        """A client of it."""
+        return Client(self.server, timeout=self.timeout, token=self.token, tenant=self.tenant)
+
+    def async_client(self) -> AsyncClient:
+        """A client of it for asyncio."""
+        return AsyncClient(self.server, timeout=self.timeout, token=self.token, tenant=self.tenant)
 
 
 class _Console(Console):
@@ -100,6 +138,11 @@ def until_interrupted(work: Callable[[], None]) -> None:
         work()
     except KeyboardInterrupt:
         out.print()
+
+
+def expected_words(prediction: WordPrediction) -> str:
+    """The words that may come next."""
+    return "  ".join(f"{word} {percent(p)}" for word, p in prediction.top)
 
 
 def exact_percent(share: float) -> str:

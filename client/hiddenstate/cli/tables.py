@@ -1,4 +1,4 @@
-"""`hiddenstate models` and `hiddenstate sessions`."""
+"""What is served and who uses it, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from hiddenstate import Client, Model, SessionInfo
-from hiddenstate.cli.console import out
+from hiddenstate import Model, SessionInfo
+from hiddenstate.cli.console import Access, out
 
-_NUMBERS = {"State", "Sessions", "Steps", "Age", "Idle", "Ends in"}
+_NUMBERS = {"State", "Sessions", "Steps", "Durable", "Age", "Idle", "Ends in"}
 
 
-def show_models(server: str, timeout: float, as_json: bool) -> None:
+def show_models(access: Access, as_json: bool) -> None:
     """Prints what is served."""
-    with Client(server, timeout=timeout) as client:
+    with access.client() as client:
         models = client.models()
     if as_json:
         _print_json([_model(model) for model in models])
@@ -36,26 +37,27 @@ def show_models(server: str, timeout: float, as_json: bool) -> None:
     out.print(table if models else "The server serves no models.")
 
 
-def show_sessions(server: str, timeout: float, model: str | None, as_json: bool) -> None:
+def print_sessions(sessions: list[SessionInfo], as_json: bool) -> None:
     """Prints live sessions."""
-    with Client(server, timeout=timeout) as client:
-        sessions = client.sessions(model)
     if as_json:
         _print_json([_session(session) for session in sessions])
         return
-    table = _table("Session", "Model", "Steps", "Age", "Idle", "Ends in", "Held")
+    table = _table("Session", "Model", "Steps", "Durable", "Age", "Idle", "Ends in", "Held", "Place", "Labels")
     now = datetime.now(UTC)
     for session in sessions:
         table.add_row(
             session.id,
             f"{session.model}@{session.version}",
             f"{session.step:,}",
+            f"{session.durable_step:,}",
             _span((now - session.created).total_seconds()),
             _span((now - session.last_used).total_seconds()),
             _span((session.expires - now).total_seconds()),
             "yes" if session.attached else "no",
+            session.place,
+            escape(_labels(session)),
         )
-    out.print(table if sessions else "There are no live sessions.")
+    out.print(table if sessions else "There are no such sessions.")
 
 
 def _table(*headers: str) -> Table:
@@ -84,6 +86,35 @@ def _session(session: SessionInfo) -> dict[str, Any]:
 
 def _print_json(entries: list[dict[str, Any]]) -> None:
     out.print_json(json.dumps(entries))
+
+
+def print_session(session: SessionInfo, as_json: bool) -> None:
+    """Prints everything about one session."""
+    if as_json:
+        out.print_json(json.dumps(_session(session)))
+        return
+    now = datetime.now(UTC)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "Session": session.id,
+        "Model": f"{session.model}@{session.version}",
+        "Shadow": session.shadow or "none",
+        "Steps": f"{session.step:,}, of which {session.durable_step:,} are in the store",
+        "Rewound": f"{session.rewinds:,} times",
+        "Opened": f"{session.created:%Y-%m-%d %H:%M:%S} UTC, {_span((now - session.created).total_seconds())} ago",
+        "Last used": f"{_span((now - session.last_used).total_seconds())} ago",
+        "Lease": f"{_span(session.idle_timeout)}, {_span((session.expires - now).total_seconds())} left",
+        "Held": "by a client" if session.attached else "by nobody",
+        "Place": f"{session.place}, {_bytes(session.bytes)}",
+        "Labels": _labels(session) or "none",
+    }
+    for name, text in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", escape(text))
+    out.print(table)
+
+
+def _labels(session: SessionInfo) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(session.labels.items()))
 
 
 def _bytes(count: int) -> str:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, TextIO
 
 from rich.markup import escape
 
-from hiddenstate import AsyncClient, AsyncSession, Client, HiddenstateError, Vocabulary, WordPrediction
-from hiddenstate.cli.console import batches, out, percent, until_interrupted
+from hiddenstate import AsyncClient, AsyncSession, HiddenstateError, RewindLimit, Vocabulary, WordPrediction
+from hiddenstate.cli.console import Access, batches, expected_words, out, percent, until_interrupted
 from hiddenstate.descriptions import vocabulary_of
 
 if TYPE_CHECKING:
     from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 _SUGGESTIONS = 5
+_ENDS = (".", "!", "?")
+_LONGEST = 20  # words to finish a sentence with
+_TEMPERATURE = 0.7
 _ATTACHED = frozenset(".,;:!?)]}%'’”")  # words that begin so are written without a space before
 
 
@@ -50,10 +54,10 @@ class Score:
 # line by line
 
 
-def plain(server: str, timeout: float, model: str, source: TextIO) -> None:
+def plain(access: Access, model: str, source: TextIO) -> None:
     """Prints every word with its surprise and what is expected after it, then the perplexity of all."""
     score = Score()
-    with Client(server, timeout=timeout) as client:
+    with access.client() as client:
         vocabulary = vocabulary_of(client.model(model))
         with client.session(model) as session:
 
@@ -66,7 +70,7 @@ def plain(server: str, timeout: float, model: str, source: TextIO) -> None:
                         for word, prediction in zip(words, predictions, strict=False):
                             score.add(word, prediction.surprise, vocabulary)
                             shown = word if word in vocabulary else f"{word} (unknown)"
-                            _print_row(shown, f"{prediction.surprise:.2f}", _listed(prediction))
+                            _print_row(shown, f"{prediction.surprise:.2f}", expected_words(prediction))
 
             until_interrupted(work)
     out.print(f"\n{score}", style="bold")
@@ -74,10 +78,6 @@ def plain(server: str, timeout: float, model: str, source: TextIO) -> None:
 
 def _print_row(word: str, surprise: str, expected: str, style: str = "") -> None:
     out.print(f"{escape(word):<22} {surprise:>8}   {escape(expected)}", style=style, soft_wrap=True)
-
-
-def _listed(prediction: WordPrediction) -> str:
-    return "  ".join(f"{word} {percent(p)}" for word, p in prediction.top)
 
 
 # as you type
@@ -96,7 +96,7 @@ class Follower:
         self.prediction: WordPrediction | None = None
 
     async def follow(self, text: str) -> None:
-        """Observes the words of this line that are finished; goes back by feeding a new session from the start."""
+        """Observes the words of this line that are finished, and takes back those that are not there any more."""
         await self._go_to([*self._fed[: self._earlier], *self.vocabulary.split(text)])
 
     async def end_line(self, text: str) -> None:
@@ -106,16 +106,32 @@ class Follower:
         self._earlier = len(self._fed)
 
     async def _go_to(self, words: list[str]) -> None:
-        kept = len(self._fed)
-        if words[:kept] != self._fed:
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(words, self._fed, strict=False)))
+        if kept < len(self._fed):
+            kept = await self._go_back(kept)
+        await self._feed(words[kept:])
+
+    async def _go_back(self, kept: int) -> int:
+        """Takes back what was observed after the first `kept` words; returns how many are left."""
+        try:
+            prediction = await self._session.rewind(len(self._fed) - kept)
+            assert isinstance(prediction, WordPrediction)
+            self.prediction = prediction
+        except RewindLimit:  # a whole line at once, for instance
             kept = 0
             model = self._session.model
             await self._session.close()
             self._session = await self._client.session(model.name, version=model.version)
-            self._fed.clear()
-            self._surprises.clear()
             self.prediction = None
-        await self._feed(words[kept:])
+        del self._fed[kept:], self._surprises[kept:]
+        return kept
+
+    async def finish(self) -> list[str]:
+        """How the sentence might go on."""
+        stop = [word for word in _ENDS if word in self.vocabulary]
+        stop.append(self.vocabulary.word(self.vocabulary.end_token))
+        words = [word async for word, _ in self._session.generate(_LONGEST, temperature=_TEMPERATURE, stop=stop)]
+        return [word for word in words if not word.startswith("<")]
 
     async def _feed(self, words: list[str]) -> None:
         if words:
@@ -155,13 +171,13 @@ class Follower:
         return found
 
 
-def interactive(server: str, timeout: float, model: str) -> None:
+def interactive(access: Access, model: str) -> None:
     """The prompt."""
-    asyncio.run(_interactive(server, timeout, model))
+    asyncio.run(_interactive(access, model))
 
 
-async def _interactive(server: str, timeout: float, model: str) -> None:  # noqa: ASYNC109
-    async with AsyncClient(server, timeout=timeout) as client:
+async def _interactive(access: Access, model: str) -> None:
+    async with access.async_client() as client:
         vocabulary = vocabulary_of(await client.model(model))
         follower = Follower(client, await client.session(model), vocabulary)
         await follower.follow("")
@@ -179,12 +195,20 @@ class Prompt:
 
         self._follower = follower
         self._changed = asyncio.Event()
+        self._finishing = False  # the sentence is to be finished
         self._trouble: HiddenstateError | None = None
         keys = KeyBindings()
 
         @keys.add("tab")
         def _(_: KeyPressEvent) -> None:
             self._take_first()
+
+        @keys.add("c-g")
+        def _(_: KeyPressEvent) -> None:
+            self._finishing = True
+            if _split(self._buffer.text)[1]:
+                self._take_first()
+            self._changed.set()
 
         self._session: PromptSession[str] = PromptSession(
             "› ",
@@ -197,7 +221,11 @@ class Prompt:
 
     async def run(self) -> None:
         """Until Ctrl-D or Ctrl-C."""
-        out.print("Type; [bold]Tab[/bold] takes the first word, Enter ends a line, Ctrl-D leaves.", style="dim")
+        out.print(
+            "Type; [bold]Tab[/bold] takes the first word, [bold]Ctrl-G[/bold] finishes the sentence, "
+            "Enter ends a line, Ctrl-D leaves.",
+            style="dim",
+        )
         while True:
             following = asyncio.create_task(self._follow())
             try:
@@ -220,6 +248,9 @@ class Prompt:
             finished, _ = _split(self._buffer.text)
             try:
                 await self._follower.follow(finished)
+                if self._finishing:
+                    self._finishing = False
+                    self._add(await self._follower.finish())
             except HiddenstateError as error:
                 self._trouble = error
                 self._session.app.exit(result="")
@@ -243,11 +274,15 @@ class Prompt:
         candidates = self._candidates()
         if not candidates:
             return
-        word = candidates[0][0]
-        begun = _split(self._buffer.text)[1]
-        if not begun and word[0] in _ATTACHED and self._buffer.text.endswith(" "):
-            self._buffer.delete_before_cursor()
-        self._buffer.insert_text(word[len(begun) :] + " ")
+        self._add([candidates[0][0]], _split(self._buffer.text)[1])
+
+    def _add(self, words: list[str], begun: str = "") -> None:
+        """Types words, the first of which has `begun`."""
+        for word in words:
+            if not begun and word[0] in _ATTACHED and self._buffer.text.endswith(" "):
+                self._buffer.delete_before_cursor()
+            self._buffer.insert_text(word[len(begun) :] + " ")
+            begun = ""
 
     def _toolbar(self) -> StyleAndTextTuples:
         parts: StyleAndTextTuples = []

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from hiddenstate import Client, InvalidInput, Model, ValuePredictions
-from hiddenstate.cli.console import batches, err, exact_percent, fail, out, until_interrupted
+from hiddenstate import Client, HiddenstateError, InvalidInput, Model, ValuePredictions
+from hiddenstate.cli.console import Access, batches, err, exact_percent, fail, out, until_interrupted
 from hiddenstate.cli.series import Reader, Row
 
 Floats = NDArray[np.float64]
@@ -218,8 +218,7 @@ class _Rows:
 
 
 def watch(
-    server: str,
-    timeout: float,
+    access: Access,
     model: str,
     file: Path | None,
     columns: Sequence[str],
@@ -232,7 +231,7 @@ def watch(
         _require_matplotlib()
     with ExitStack() as stack:
         source = _open(stack, file)
-        client = stack.enter_context(Client(server, timeout=timeout))
+        client = stack.enter_context(access.client())
         description = client.model(model)
         if description.task != "next-value":
             raise InvalidInput(f"{model} predicts words; watch needs a next-value model")
@@ -249,7 +248,12 @@ def watch(
                 if rows and watcher is not None:
                     watcher.take(rows)
 
-        until_interrupted(work)
+        try:
+            until_interrupted(work)
+        except HiddenstateError:
+            if watcher is not None:
+                watcher.summary()
+            raise
         if watcher is None:
             raise InvalidInput("the input has no values")
         watcher.summary()
@@ -276,7 +280,12 @@ def _watcher(
             f"name as many with --column, in this order"
         )
     source = _Series(client, model.name, names) if width == 1 else _Rows(client, model.name)
-    stack.callback(source.close)
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, HiddenstateError):  # else the server is not there to be told
+            source.close()
+
+    stack.push(leave)
     targets = list(range(len(names))) if width == 1 else list(model.targets)
     return Watcher(names, targets, source, level, anomaly, keep)
 
