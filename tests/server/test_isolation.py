@@ -1,7 +1,7 @@
 """Whatever else happens, a session's outputs are those of a lone model fed its own observations.
 
-Random interleavings of opens, observations, peeks, rewinds, forks, closes, disconnects, resumes, expiries, evictions
-and ticks run on a host without transport, on a test double and on a real ONNX bundle.
+Random interleavings of opens, observations, peeks, rewinds, forks, continuations, closes, disconnects, resumes, expiries,
+evictions and ticks run on a host without transport, on a test double and on a real ONNX bundle.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import ModelInfo
 from hiddenstate_server.repository import load_models
-from hiddenstate_server.runtimes import Outputs, Runtime
+from hiddenstate_server.runtimes import Outputs, Runtime, WordOutputs
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.streams import Stream
 
@@ -44,6 +44,8 @@ class Client:
     seen: int = 0
     peeks_seen: int = 0
     rewinds_seen: int = 0
+    calls: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Continuations asked for, and of what history."""
     faults_seen: int = 0
     forks_due: dict[int, "Told"] = field(default_factory=dict)
     """Copies asked for, by the handles they are to have."""
@@ -261,6 +263,19 @@ class Interleavings(RuleBasedStateMachine):
             told.holder.forks_due |= {handle: told.copy(handle) for handle in handles}
             self.host.receive(told.holder.stream, wire.fork([told.handle] * count, handles))
 
+    @rule(index=st.integers(0, 9), count=st.integers(1, 6))
+    def generate(self, index: int, count: int) -> None:
+        told = self.sessions.get(self.pick(index) or "")
+        if told is not None and told.holder is not None and not told.closing:
+            call = len(told.holder.calls)
+            told.holder.calls[call] = tuple(told.sent)
+            self.host.receive(told.holder.stream, wire.generate(told.handle, call, count, temperature=0.0))
+
+    @precondition(lambda self: self.clients)
+    @rule(who=st.integers(0, 2), call=st.integers(0, 9))
+    def cancel_generate(self, who: int, call: int) -> None:
+        self.host.receive(self.clients[who % len(self.clients)].stream, wire.cancel_generate(call))
+
     @rule(index=st.integers(0, 9))
     def close(self, index: int) -> None:
         told = self.sessions.get(self.pick(index) or "")
@@ -355,6 +370,8 @@ class Interleavings(RuleBasedStateMachine):
         for answer in client.replies.rewound[client.rewinds_seen :]:
             self.check(answer, self.told(client, answer).rewinds_due.pop(0))
         client.rewinds_seen = len(client.replies.rewound)
+        for call, continuation in client.replies.continuations.items():
+            self.check_continuation(continuation.tokens, client.calls[call])
 
     def told(self, client: Client, answer: wire.Answer) -> Told:
         return self.sessions[client.sessions[answer.handle]]
@@ -364,6 +381,14 @@ class Interleavings(RuleBasedStateMachine):
         outputs, _ = self.alone(history)
         for name, column in outputs._asdict().items():
             np.testing.assert_allclose(answer.columns[name], np.ravel(column), rtol=1e-5, atol=1e-5)
+
+    def check_continuation(self, tokens: list[int], history: History) -> None:
+        for token in tokens:
+            outputs, _ = self.alone(history)
+            assert isinstance(outputs, WordOutputs)
+            best = outputs.top_probabilities[0] >= outputs.top_probabilities[0, 0] - 1e-5
+            assert token in outputs.top_tokens[0, best]
+            history = (*history, token)
 
     @invariant()
     def in_order(self) -> None:
@@ -376,6 +401,9 @@ class Interleavings(RuleBasedStateMachine):
         for client in self.clients:
             self.collect(client)
             assert client.stream.backlog == 0
+            failed = {fault.call for fault in client.replies.faults}
+            for call in client.calls:
+                assert call in failed or client.replies.continuations[call].done
             assert not client.forks_due
         for told in self.sessions.values():
             assert told.is_answered, "something was never answered"
