@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +74,10 @@ class Continuation(ABC):
         self.outputs = each_column(outputs, itemgetter(rows))
         self.started = True
 
+    def move_to(self, model: ServedModel, translated: Callable[[InputArray], InputArray]) -> None:  # noqa: ARG002
+        """Its session has moved to another version before its turn came; `translated` maps the tokens."""
+        self.model = model
+
     def stepped(self, outputs: Outputs, states: FloatArray) -> None:
         """The next rows have been stepped, [n, ...]."""
         places = np.arange(self.fed, self.fed + len(states))
@@ -127,6 +131,13 @@ class WordContinuation(Continuation):
         self._vocabulary = vocabulary
         self._tokens: list[int] = []
         self._probabilities: list[float] = []
+
+    def move_to(self, model: ServedModel, translated: Callable[[InputArray], InputArray]) -> None:
+        """As for any continuation; it stops at the same words."""
+        super().move_to(model, translated)
+        assert model.info.text is not None
+        self._stop = frozenset(translated(np.array(list(self._stop), np.int64)).tolist())
+        self._vocabulary = model.info.text.vocabulary if self._vocabulary else ()
 
     def draw(self, log_probabilities: FloatArray | None) -> None:
         """Takes the next word: the most probable one, or one out of [vocabulary]."""

@@ -13,7 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server import errors, frames
+from hiddenstate_server import errors, frames, rewarming
 from hiddenstate_server.forking import begin_forks, fork
 from hiddenstate_server.generating import Generating
 from hiddenstate_server.limits import Limits
@@ -21,7 +21,7 @@ from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
 from hiddenstate_server.opening import open_sessions
 from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
-from hiddenstate_server.scheduler import CLOSE, FORK, GENERATE, WORDS, Batch
+from hiddenstate_server.scheduler import CLOSE, FORK, GENERATE, REWARM, WORDS, Batch
 from hiddenstate_server.sessions import Directory, Ended, Place
 from hiddenstate_server.streams import RESERVED, Stream
 
@@ -69,6 +69,7 @@ class Host:
         model.on(CLOSE, partial(self._finish_closing, model))
         model.on(GENERATE, partial(self.generating.begin, model))
         model.on(FORK, partial(fork, self, model))
+        model.on(REWARM, partial(rewarming.act, self, model))
         self._slots[self._last_slot] = model
         self.models.append(model)
         return model
@@ -90,7 +91,8 @@ class Host:
 
     def unload_retired(self) -> None:
         """Lets go of retired models without sessions."""
-        for model in [model for model in self.models if model.retired and not model.arena.used]:
+        for model in [model for model in self.models if model.retired and not model.sessions]:
+            model.give_up_twins(model.arena.used)
             self.models.remove(model)
             del self._slots[model.base // self.limits.max_sessions]
             model.unload()
@@ -152,6 +154,8 @@ class Host:
                     begin_forks(self, stream, request.fork)
                 case "rewind":
                     self._rewind(stream, request.rewind)
+                case "rewarm":
+                    self._rewarm(stream, request.rewarm)
                 case _:
                     raise errors.FrameInvalid("the frame is empty, or of a newer client; set one of its fields")
         except errors.ServerError as error:
@@ -256,6 +260,11 @@ class Host:
         except errors.ServerError as error:
             self.metrics.fault(error)
             stream.fault(error, generate.handle, call=generate.call)
+
+    def _rewarm(self, stream: Stream, rewarm: pb.Rewarm) -> None:
+        handles = frames.handles_of(rewarm.handles, self.limits.max_frame_rows)
+        for model, rows, _ in self._located(stream, handles, None):
+            rewarming.accept(stream, model, rows, rewarm.version, self.clock())
 
     def _heartbeat(self, stream: Stream, heartbeat: pb.Heartbeat) -> None:
         if heartbeat.handles:
@@ -386,14 +395,14 @@ class Host:
         self.metrics.flush()
         self.metrics.generating.set(self.generating.active)
         for model in self.models:
-            model.metrics.flush(model.arena.used, model.arena.free)
+            model.metrics.flush(model.sessions, model.arena.used, model.arena.free)
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless models, streams and keys agree."""
         live = 0
         for model in self.models:
             model.check_integrity()
-            live += model.arena.used
+            live += len(model.table.live())
             for row in model.table.live().tolist():
                 place = self.directory.get(model.table.keys[row])
                 if place is None or place != (model, row):

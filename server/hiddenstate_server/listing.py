@@ -39,6 +39,7 @@ def session(host: Host, place: Place) -> pb.Session:
         labels=labels.unpacked(table.labels[row]),
         bytes=model.session_bytes,
         rewinds=int(table.rewinds[row]),
+        shadow_version=model.followers.shadow_version(row),
     )
     message.create_time.FromNanoseconds(int(table.created[row]))
     message.last_use_time.FromNanoseconds(wall + round(last_use * 1e9))

@@ -7,11 +7,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, start_http_server
 from prometheus_client.metrics import MetricWrapperBase
 
 from hiddenstate_server.errors import ServerError, StartError
@@ -36,6 +36,15 @@ class BulkHistogram(Histogram):
         for bucket in np.flatnonzero(counts).tolist():
             self._buckets[bucket].inc(int(counts[bucket]))
         self._sum.inc(float(values.sum()))
+
+
+class BulkSummary(Summary):
+    """A sum and a count that take many observations at once."""
+
+    def observe_many(self, values: NDArray[np.floating[Any]]) -> None:
+        """Adds all `values`."""
+        self._count.inc(len(values))
+        self._sum.inc(float(values.sum(dtype=np.float64)))
 
 
 class Tally:
@@ -85,14 +94,15 @@ class ModelMetrics:
         self._observations = metrics.observations.labels(*labels)
         self._predictions = metrics.predictions.labels(*labels)
         self._opened = {
-            how: metrics.opened.labels(*labels, how) for how in ("created", "resumed", "forked", "restored")
+            how: metrics.opened.labels(*labels, how) for how in ("created", "resumed", "forked", "restored", "rewarmed")
         }
-        self._ended = {how: metrics.ended.labels(*labels, how) for how in ("closed", "expired", "evicted")}
+        self._ended = {how: metrics.ended.labels(*labels, how) for how in ("closed", "expired", "evicted", "rewarmed")}
         self.live = metrics.live.labels(*labels)
         self.rows_used = metrics.rows_used.labels(*labels)
         self.rows_free = metrics.rows_free.labels(*labels)
         self._generated = metrics.generated.labels(*labels)
         self._replayed = metrics.replayed.labels(*labels)
+        self._compared = {role: metrics.shadow_surprise.labels(*labels, role) for role in ("primary", "shadow")}
         self._stepped = 0
         self._answered = 0
 
@@ -115,6 +125,11 @@ class ModelMetrics:
         """Notes observations fed again."""
         self._replayed.inc(rows)
 
+    def compared(self, role: str, surprises: NDArray[np.float32]) -> None:
+        """Notes surprise [n] of sessions that have a shadow, or of shadows."""
+        known = surprises[np.isfinite(surprises)]
+        self._compared[role].observe_many(known)
+
     def observed(self, latencies: NDArray[np.float64] | float) -> None:
         """Notes answers handed to the transport, seconds since their receipt."""
         if isinstance(latencies, float):
@@ -136,20 +151,20 @@ class ModelMetrics:
         """Counts sessions closed, expired or evicted."""
         self._ended[how].inc(count)
 
-    def flush(self, used: int, free: int) -> None:
-        """Brings what gathered, and the rows used and free, to Prometheus."""
+    def flush(self, sessions: int, used: int, free: int) -> None:
+        """Brings what gathered, and the sessions and rows used and free, to Prometheus."""
         for tally in (self._queue_wait, self._step_compute, self._latency, self._batch_size):
             tally.flush()
         self._observations.inc(self._stepped)
         self._predictions.inc(self._answered)
         self._stepped = self._answered = 0
-        self.live.set(used)
+        self.live.set(sessions)
         self.rows_used.set(used)
         self.rows_free.set(free)
 
     def close(self) -> None:
         """The model is served no more."""
-        self.flush(0, 0)
+        self.flush(0, 0, 0)
         self._info.set(0)
         self._metrics.forget(*self._labels)
 
@@ -194,6 +209,15 @@ class Metrics:
         self.errors = counter("hiddenstate_errors_total", "Errors answered, by reason.", "reason")
         self.opened = counter("hiddenstate_sessions_opened_total", "Sessions opened, by how.", *model, "how")
         self.ended = counter("hiddenstate_sessions_ended_total", "Sessions ended.", *model, "reason")
+        self.shadow_surprise = kept(
+            BulkSummary(
+                "hiddenstate_shadow_surprise_nats",
+                "Surprise of sessions that have a shadow, and of their shadows, an observation.",
+                (*model, "role"),
+                registry=self.registry,
+            ),
+            (*model, "role"),
+        )
         self.live = gauge("hiddenstate_live_sessions", "Sessions now.", *model)
         self.rows_used = gauge("hiddenstate_arena_rows_used", "Arena rows held by sessions.", *model)
         self.rows_free = gauge("hiddenstate_arena_rows_free", "Arena rows free.", *model)

@@ -6,7 +6,7 @@ import logging
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ from hiddenstate_server.history import History
 from hiddenstate_server.rewinding import Rewinding
 from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column, places_of
 from hiddenstate_server.scheduler import (
+    CATCH_UP,
     CLOSE,
     HOLD,
     KIND,
@@ -36,9 +37,10 @@ from hiddenstate_server.scheduler import (
     Scheduler,
     runs_of,
 )
-from hiddenstate_server.sessions import SessionTable
+from hiddenstate_server.sessions import DETACHED, SessionTable
 from hiddenstate_server.singles import SingleReplies
 from hiddenstate_server.streams import RUN_ANSWER_ROWS, Part, Single, Stream
+from hiddenstate_server.twins import Followers, Twin
 
 if TYPE_CHECKING:
     from hiddenstate_server.metrics import ModelMetrics
@@ -185,14 +187,18 @@ class ServedModel:
         self.history = History(
             rewind_steps, info.empty_input, self.arena.states, self.table.applied, self.arena.initial
         )
-        self.rewinding = Rewinding(self.table, self.arena, self.scheduler, self.history)
+        self.rewinding = Rewinding(self.table, self.arena, self.scheduler, self.history, self._went_back)
+        self.followers = Followers(self)
+        """Twins of this model's sessions, in other versions."""
+        self.twins: dict[int, Twin] = {}
+        """Rows of this model that follow sessions of other versions."""
         self._acts: dict[int, Act] = {}
         self.on(OBSERVE, self._observe)
         self.on(PEEK, self._peek)
         self.on(REWIND, self._rewind)
         self.on(REWOUND, self._rewound)
         self._streams = streams
-        self._backlogs = backlogs
+        self.backlogs = backlogs
         self._fields = ("handles", "steps", *self.arena.outputs._fields)
         columns = (self.table.handle, self.table.applied.view(np.uint64), *self.arena.outputs)
         self._singles = SingleReplies(dict(zip(self._fields, columns, strict=True)), max_batch)
@@ -208,11 +214,16 @@ class ServedModel:
         """Words in a prediction."""
         return int(self.arena.outputs[1].shape[1])
 
+    @property
+    def sessions(self) -> int:
+        """Sessions with a row."""
+        return self.arena.used - len(self.twins)
+
     # frames in
 
     def observe_one(self, stream: Stream, row: int, steps: bytes, data: bytes, now: float) -> bool:
         """Queues a frame's only row, input and step as on the wire; False if it needs a closer look."""
-        table, scheduler, limits = self.table, self.scheduler, self._backlogs
+        table, scheduler, limits = self.table, self.scheduler, self.backlogs
         step = table.accepted.item(row) + 1
         value = self.info.input_of(data)
         if (
@@ -254,7 +265,7 @@ class ServedModel:
     ) -> bool:
         """Queues the whole frame at once if nothing in it needs a closer look."""
         table, scheduler, count = self.table, self.scheduler, len(rows)
-        if invalid.any() or table.closing[rows].any() or stream.backlog + count > self._backlogs.stream:
+        if invalid.any() or table.closing[rows].any() or stream.backlog + count > self.backlogs.stream:
             return False
         runs = None if scheduler.distinct(rows) else runs_of(rows)
         following = table.accepted[rows] + 1
@@ -263,7 +274,7 @@ class ServedModel:
             ordinals = runs.ordinals()
             following += ordinals
             waiting += ordinals
-        if (waiting >= self._backlogs.session).any():
+        if (waiting >= self.backlogs.session).any():
             return False
         if steps is not None and not np.array_equal(steps, following):
             return False
@@ -300,10 +311,10 @@ class ServedModel:
                     if self._is_repeat(row, step, expected):
                         repeated.append(index)
                     continue
-                if pending[row] + added.get(row, 0) >= self._backlogs.session:
+                if pending[row] + added.get(row, 0) >= self.backlogs.session:
                     raise errors.SessionBacklog(
-                        f"{self._backlogs.session} observations wait in the session; wait for answers",
-                        limit=self._backlogs.session,
+                        f"{self.backlogs.session} observations wait in the session; wait for answers",
+                        limit=self.backlogs.session,
                     )
                 self.check_stream_backlog(stream)
             except errors.ServerError as error:
@@ -323,10 +334,10 @@ class ServedModel:
 
     def check_stream_backlog(self, stream: Stream) -> None:
         """Raises StreamBacklog unless the stream may have one more row under way."""
-        if stream.backlog >= self._backlogs.stream:
+        if stream.backlog >= self.backlogs.stream:
             raise errors.StreamBacklog(
-                f"{self._backlogs.stream} observations wait on the stream; wait for answers",
-                limit=self._backlogs.stream,
+                f"{self.backlogs.stream} observations wait on the stream; wait for answers",
+                limit=self.backlogs.stream,
             )
 
     def _enqueue(self, rows: RowArray, inputs: InputArray | None, flags: int, now: float) -> None:
@@ -402,7 +413,7 @@ class ServedModel:
         for handle in self.table.handle[rows[~open_]].tolist():
             stream.fault(errors.SessionClosed("the session is being closed already"), handle)
         rows = rows[open_]
-        room = max(0, self._backlogs.stream - stream.backlog) if flags & KIND == PEEK else len(rows)
+        room = max(0, self.backlogs.stream - stream.backlog) if flags & KIND == PEEK else len(rows)
         for handle in self.table.handle[rows[room:]].tolist():
             stream.fault(errors.StreamBacklog("too much waits on the stream; wait for answers"), handle)
         rows = rows[:room]
@@ -453,6 +464,8 @@ class ServedModel:
             self.table.applied[places] = steps
             self.history.record(batch.rows, steps, batch.inputs)
             self._deliver(batch.rows, outputs, batch.flags, batch.received)
+            if self.followers:
+                self.followers.follow(batch.rows, batch.inputs, outputs.surprises, now)
 
     def _peek(self, batch: Batch, _now: float) -> None:
         self._deliver(batch.rows, self.engine.last(batch.rows), batch.flags, batch.received)
@@ -471,9 +484,17 @@ class ServedModel:
             self.rewinding.finish(row)
         self._peek(batch, now)
 
+    def _went_back(self, row: int, step: int) -> None:
+        if self.followers:
+            self.followers.went_back(row, step, float(self.table.last_use[row]))
+
     def _fail(self, batch: Batch) -> None:
         """Answers a failed batch, and what waited behind it, with INTERNAL; the states are as before."""
         error = errors.InternalError("the step failed; the server's log has the details")
+        if self.twins:
+            mine = self._is_session(batch.rows)
+            self.release_twins(batch.rows[~mine].tolist(), error)
+            batch = batch.only(mine)
         behind = self.drop(batch.rows, error)
         heard = batch.rows[(batch.flags & SILENT) == 0]
         self._forget_backlog(heard)
@@ -491,6 +512,15 @@ class ServedModel:
 
     def _deliver(self, rows: RowArray, outputs: Outputs, flags: FlagArray, received: DoubleArray) -> None:
         """Packs answers by stream, and by whether they carry words."""
+        if self.twins:
+            mine = self._is_session(rows)
+            if not mine.all():
+                compared = ~mine & (flags & (KIND | CATCH_UP) == OBSERVE)
+                self.metrics.compared("shadow", outputs.surprises[compared])
+                rows, flags, received = rows[mine], flags[mine], received[mine]
+                outputs = each_column(outputs, lambda column: column[mine])
+                if not len(rows):
+                    return
         places = places_of(rows)
         keys = self.table.stream[places]
         marks = marks_of(flags)
@@ -547,7 +577,33 @@ class ServedModel:
     def unload(self) -> None:
         """Lets go of what leads back here, so that the memory is free as soon as nobody holds the model."""
         self._acts.clear()
+        del self.followers, self.rewinding
         self.metrics.close()
+
+    def _is_session(self, rows: RowArray) -> NDArray[np.bool_]:
+        """[n]: which rows with work are not twins."""
+        mine: NDArray[np.bool_] = self.table.stream[rows] != DETACHED
+        return mine
+
+    def allocate_twins(self, count: int) -> RowArray:
+        """Rows for twins; the caller has checked that they are free."""
+        rows = self.arena.allocate(count)
+        self.table.start_twins(rows)
+        return rows
+
+    def release_twins(self, rows: Sequence[int], reason: errors.ServerError) -> None:
+        """Gives the rows of twins back."""
+        for row in rows:
+            self.twins.pop(row).lost = reason
+        gone = np.array(rows, np.int64)
+        self.scheduler.drop(gone)
+        self.rewinding.abandon(gone)
+        self.release(gone)
+
+    def give_up_twins(self, count: int) -> None:
+        """Frees up to `count` rows that sessions need more."""
+        some = list(islice(self.twins, count))
+        self.release_twins(some, errors.SessionLimit("the server needs the room for sessions; try again later"))
 
     def drop(self, rows: RowArray, error: errors.ServerError | None = None) -> Dropped:
         """Forgets what is queued for these rows; the next step they accept follows the last applied.
@@ -556,6 +612,7 @@ class ServedModel:
         """
         dropped = self.scheduler.drop(rows)
         self.rewinding.abandon(rows)
+        self.followers.abandon(rows.tolist())
         self._forget_backlog(dropped.rows)
         self.table.accepted[rows] = self.table.applied[rows]
         self.table.closing[rows] = False
@@ -567,6 +624,7 @@ class ServedModel:
 
     def release(self, rows: RowArray) -> None:
         """Empties rows whose sessions are gone, and gives them back."""
+        self.followers.end(rows.tolist())
         self.table.clear(rows)
         self.history.clear(rows)
         self.arena.release(rows)
@@ -576,11 +634,12 @@ class ServedModel:
         self.arena.check_integrity()
         self.scheduler.check_integrity()
         self.rewinding.check_integrity()
+        self.followers.check_integrity()
         live = self.table.live()
-        if len(live) != self.arena.used:
-            raise AssertionError(f"{len(live)} sessions hold {self.arena.used} rows")
+        if len(live) != self.sessions:
+            raise AssertionError(f"{len(live)} sessions and {len(self.twins)} twins hold {self.arena.used} rows")
         self.history.check_integrity(self.arena.returned)
-        waiting = np.flatnonzero(self.scheduler.pending)
+        waiting = np.setdiff1d(np.flatnonzero(self.scheduler.pending), list(self.twins))
         if not np.isin(waiting, live).all():
             raise AssertionError("work is queued for a row without a session")
         for row in waiting.tolist():

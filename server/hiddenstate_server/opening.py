@@ -15,6 +15,7 @@ from hiddenstate_server.model import ServedModel
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.sessions import Ended, Place, id_of, key_of, make_ids, valid_id
 from hiddenstate_server.streams import Stream, duration
+from hiddenstate_server.twins import check_related
 
 if TYPE_CHECKING:
     from hiddenstate_server.host import Host
@@ -92,7 +93,8 @@ def _create(
 ) -> Refusals:
     try:
         model = host.model(frame.model, frame.version)
-    except errors.ModelNotFound as error:
+        shadow = _shadow_model(host, model, frame.shadow_version)
+    except (errors.ModelNotFound, errors.InputInvalid) as error:
         return [(handle, error) for handle, _ in usable]
     refused: Refusals = []
     new: dict[str, int] = {}
@@ -111,8 +113,32 @@ def _create(
         del new[key]
         refused.append((handle, no_place(host, model)))
     if new:
-        _start(host, stream, model, new, host.limits.idle_timeout if lease is None else lease, labels)
+        rows = _start(host, stream, model, new, host.limits.idle_timeout if lease is None else lease, labels)
+        if shadow is not None:
+            start_shadows(host, model, rows, shadow)
     return refused
+
+
+def _shadow_model(host: Host, model: ServedModel, version: str) -> ServedModel | None:
+    """The model that is to be fed along; None for none."""
+    if not version:
+        return None
+    shadow = host.model(model.info.name, version)
+    if shadow is model:
+        raise errors.InputInvalid(f"{model.info} cannot be its own shadow; name another version")
+    check_related(model.info, shadow.info)
+    return shadow
+
+
+def start_shadows(host: Host, model: ServedModel, rows: RowArray, shadow: ServedModel) -> None:
+    """Has another version follow sessions, fed with what is kept of their observations, as far as it has room."""
+    rows = rows[: shadow.arena.free]
+    if not len(rows):
+        return
+    for row, twin in zip(
+        rows.tolist(), model.followers.start(rows, shadow, compared=True, now=host.clock()), strict=True
+    ):
+        model.followers.lead(row, twin)
 
 
 def no_place(host: Host, model: ServedModel) -> errors.SessionLimit:
@@ -124,8 +150,11 @@ def no_place(host: Host, model: ServedModel) -> errors.SessionLimit:
 
 
 def make_room(host: Host, model: ServedModel, count: int, keep: RowArray | None = None) -> None:
-    """Evicts detached sessions, those used longest ago first, until `count` more fit or none is left; `keep` stay."""
+    """Gives up twins, then detached sessions, those used longest ago first, until `count` more fit; `keep` stay."""
     lacking = count - model.arena.free
+    if lacking > 0:
+        model.give_up_twins(lacking)
+        lacking = count - model.arena.free
     if lacking > 0:
         evicted = model.table.least_recently_used(lacking if keep is None else lacking + len(keep))
         if keep is not None:
@@ -134,7 +163,7 @@ def make_room(host: Host, model: ServedModel, count: int, keep: RowArray | None 
             host.end(model, evicted, Ended.EVICTED)
 
 
-def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], lease: float, labels: str) -> None:
+def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], lease: float, labels: str) -> RowArray:
     rows = model.arena.allocate(len(new))
     handles = np.fromiter(new.values(), np.uint32, len(new))
     model.table.start(rows, list(new), lease, host.clock(), labels)
@@ -144,6 +173,7 @@ def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], 
         stream.bind(handle, model.base + row)
     model.metrics.opened("created", len(new))
     stream.opened(opened(model, handles, rows, lease))
+    return rows
 
 
 def _resume(
@@ -171,9 +201,10 @@ def _resume(
 
 def _check_model(place: Place, session_id: str, frame: pb.Open) -> None:
     info = place.model.info
-    if (frame.model and frame.model != info.name) or (frame.version and frame.version != info.version):
+    # It may have moved to another version than its client knows of; the answer tells which.
+    if frame.model and frame.model != info.name:
         raise errors.SessionNotFound(
-            f"session {session_id!r} belongs to {info.name}/{info.version}; name that model, or none, to resume it"
+            f"session {session_id!r} belongs to {info.name}; name that model, or none, to resume it"
         )
 
 

@@ -8,6 +8,7 @@ Steps and counts change only when that is done; if it cannot be finished, the ro
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,11 +57,20 @@ class _Asked:
 class Rewinding:
     """The rewinds of one model's rows."""
 
-    def __init__(self, table: SessionTable, arena: Arena, scheduler: Scheduler, history: History) -> None:
+    def __init__(
+        self,
+        table: SessionTable,
+        arena: Arena,
+        scheduler: Scheduler,
+        history: History,
+        went_back: Callable[[int, int], None],
+    ) -> None:
+        """`went_back` is told of each row that is at an earlier step again, and of the step."""
         self._table = table
         self._arena = arena
         self._scheduler = scheduler
         self._history = history
+        self._went_back = went_back
         self._asked: dict[int, _Asked] = {}
 
     def target(self, row: int) -> int | None:
@@ -128,6 +138,13 @@ class Rewinding:
         table.unsaved[row] = True
         asked.under_way = None
         self._forget_if_done(row)
+        self._went_back(row, target)
+
+    def move(self, row: int, target: Rewinding, new_row: int) -> None:
+        """Hands over what a row has accepted, none of it being under way."""
+        asked = self._asked.pop(row, None)
+        if asked is not None:
+            target._asked[new_row] = asked
 
     def _forget_if_done(self, row: int) -> None:
         asked = self._asked[row]

@@ -15,7 +15,7 @@ the columns stay as narrow as an observation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -36,6 +36,8 @@ HOLD = 0b0001_0000
 """More of the same session's run follows: the answer may wait for it."""
 WORDS = 0b0010_0000
 """Answer with words beside the tokens."""
+CATCH_UP = 0b1000_0000
+"""An observation that a twin is fed late: its surprise is not compared with its session's."""
 SILENT = 0b0100_0000
 """An observation fed again: it is neither counted nor answered."""
 
@@ -341,14 +343,40 @@ class Scheduler:
         heard = slots[(self._flags[slots] & SILENT) == 0]
         arguments = [self._arguments.pop(slot, None) for slot in heard.tolist()]
         dropped = Dropped(self._row[heard], self._flags[heard], arguments)
-        if len(slots) == 0:
-            return dropped
+        if len(slots):
+            self._forget(rows, doomed, slots)
+        return dropped
+
+    def _forget(self, rows: RowArray, doomed: NDArray[np.bool_], slots: SlotArray) -> None:
+        """Empties rows: `doomed` [capacity] marks them, `slots` are all they have."""
         self.pending[rows] = 0
         self._tail[rows] = _NONE
         kept = (chunk[~doomed[self._row[chunk]]] for chunk in self._ready)
         self._ready = deque(chunk for chunk in kept if len(chunk))
         self._release(slots)
-        return dropped
+
+    def move(
+        self, row: int, target: Scheduler, new_row: int, translated: Callable[[InputArray], InputArray]
+    ) -> list[Argument]:
+        """Queues all that a row has for a row of another scheduler that has nothing; returns what items carry."""
+        if not self.pending[row]:
+            return []
+        chain = [self._head(row)]
+        while (following := int(self._next[chain[-1]])) != _NONE:
+            chain.append(following)
+        slots = np.array(chain)
+        new = target._fill(new_row, len(slots), translated(self._inputs[slots]), self._flags[slots], 0.0, ())
+        target._received[new] = self._received[slots]
+        target._next[new[:-1]] = new[1:]
+        target.pending[new_row] = len(new)
+        target._chain(np.array([new_row]), new[:1], new[-1:])
+        pairs = zip(chain, new.tolist(), strict=True)
+        arguments = {moved: self._arguments.pop(slot) for slot, moved in pairs if slot in self._arguments}
+        target._arguments.update(arguments)
+        doomed = np.zeros(len(self.pending), np.bool_)
+        doomed[row] = True
+        self._forget(np.array([row]), doomed, slots)
+        return list(arguments.values())
 
     def _allocate(self, count: int) -> SlotArray:
         while count > self._free_count:

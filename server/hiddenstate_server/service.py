@@ -144,7 +144,7 @@ def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:
         description=info.description,
         parameters=info.parameters,
         state_bytes=4 * info.state_size,
-        live_sessions=model.arena.used,
+        live_sessions=model.sessions,
         runtime=model.runtime.description,
     )
     if info.text is not None:

@@ -144,6 +144,21 @@ class SessionTable:
         self.stream[rows] = DETACHED
         self.detached_at[rows] = now
 
+    def start_twins(self, rows: RowArray) -> None:
+        """Prepares rows that are no sessions: they have no key, are in no list and never expire."""
+        self._grow(int(rows.max()) + 1)
+        self.lease[rows] = np.inf
+        self.rewinds[rows] = 0
+
+    def take_over(self, row: int, other: SessionTable, other_row: int) -> None:
+        """Makes a twin's row that of the session it has followed."""
+        for name, column in vars(self).items():
+            if isinstance(column, np.ndarray | list):
+                column[row] = vars(other)[name][other_row]
+        self._tenant[row] = self._tenants.setdefault(tenant_of(self.keys[row]), len(self._tenants))
+        self.writing[row] = False
+        self.unsaved[row] = True
+
     def clear(self, rows: RowArray) -> None:
         """Empties rows whose sessions ended."""
         self.last_use[rows] = np.inf
@@ -219,6 +234,10 @@ class Directory:
     def add(self, key: str, place: Place) -> None:
         """Enters a new session, forgetting an earlier one of the same key."""
         self._ended.pop(key, None)
+        self._rows[key] = place.model.base + place.row
+
+    def move(self, key: str, place: Place) -> None:
+        """Enters a live session's new place."""
         self._rows[key] = place.model.base + place.row
 
     def remove(self, key: str, ending: Ended) -> None:

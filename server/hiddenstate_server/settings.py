@@ -109,6 +109,14 @@ class Settings(BaseModel):
     rewind_steps: Annotated[int, Field(ge=0, le=16_384)] = Field(
         default=64, description="Observations of a session that can be taken back; 0 keeps none."
     )
+    on_new_version: Literal["pin", "rewarm"] = Field(
+        default="pin",
+        description="What becomes of sessions when a newer version appears: they stay, or it is fed what is kept of "
+        "their observations and takes over. Rewarming is done for those that sent no tokens of another vocabulary.",
+    )
+    retire: Literal["pin", "rewarm"] = Field(
+        default="pin", description="The same, for sessions of a version that is gone from the model folder."
+    )
     idle_timeout: Seconds = Field(default=600.0, description="Lease of a session whose client asks for none.")
     max_idle_timeout: Seconds = Field(default=86_400.0, description="Longest lease a client gets.")
     detach_timeout: Seconds = Field(default=60.0, description="How long a session outlives its stream, to be resumed.")

@@ -23,6 +23,7 @@ from hiddenstate_server.metrics import Metrics, metrics_server
 from hiddenstate_server.peers import Peers, lookup_handler, socket_address
 from hiddenstate_server.reloading import Reloader
 from hiddenstate_server.repository import LoadedModel, load_models
+from hiddenstate_server.rewarming import Moving
 from hiddenstate_server.service import HiddenStateService, register
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.tenants import Tenants
@@ -57,6 +58,7 @@ class Worker:
         self._credentials = server_credentials(settings)
         self._work: asyncio.Future[None] | None = None
         self.host.generating.wake = self._wake
+        self._moving = Moving(self.host, settings.on_new_version, settings.retire)
         self._health = health.aio.HealthServicer()
         self._health_names: set[str] = set()
         self._reloader = Reloader(settings, self.host, self._report_health)
@@ -168,6 +170,8 @@ class Worker:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             self.host.expire()
+            self._moving.go_on()
+            self._wake()
             self.host.unload_retired()
             self.host.flush_metrics()
 

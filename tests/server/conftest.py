@@ -81,6 +81,8 @@ async def serve(loaded: list[LoadedModel], bundles: Path) -> AsyncIterator[Serve
 
     yield start
     for serving, task in running:
+        if task.done():
+            task.result()
         for wire in serving.wires:
             await wire.cancel()
         await serving.settled(lambda host: not host.streams)

@@ -106,6 +106,11 @@ def cancel_generate(call: int) -> pb.StreamRequest:
     return pb.StreamRequest(cancel_generate=pb.CancelGenerate(call=call))
 
 
+def rewarm(handles: Iterable[int], version: str = "") -> pb.StreamRequest:
+    """A Rewarm frame."""
+    return pb.StreamRequest(rewarm=pb.Rewarm(handles=u4(handles), version=version))
+
+
 def heartbeat(handles: Iterable[int] = ()) -> pb.StreamRequest:
     """A Heartbeat frame."""
     return pb.StreamRequest(heartbeat=pb.Heartbeat(handles=u4(handles)))
