@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from hiddenstate.errors import InvalidInput
 
 Floats = NDArray[np.float64]
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _SHIFT = 30  # the gamma ratio's series is used from here on; below, the recurrence leads up to it
 
 
@@ -24,6 +23,8 @@ def quantile(p: float, degrees_of_freedom: NDArray[np.floating]) -> Floats:
     """
     if not 0.0 < p < 1.0:
         raise InvalidInput(f"a quantile needs a probability between 0 and 1, not {p}")
+    from statistics import NormalDist
+
     df = np.asarray(degrees_of_freedom, dtype=np.float64)
     normal = NormalDist().inv_cdf(p)
     result = np.full(df.shape, normal)
@@ -73,12 +74,19 @@ def _refined(x: Floats, tail: float, n: Floats) -> Floats:
     density = _gamma_ratio(n) / np.sqrt(math.pi * n)
     # P(0 < t < x) = density * sqrt(n) * integral of cos(u)^(n-1) for u from 0 to atan(x / sqrt(n))
     angle = np.arctan2(x, np.sqrt(n))
-    u = np.multiply.outer(angle / 2.0, _NODES + 1.0)
-    integral = (np.exp((n - 1.0)[:, None] * 0.5 * np.log1p(-(np.sin(u) ** 2))) @ _WEIGHTS) * angle / 2.0
+    nodes, weights = _quadrature()
+    u = np.multiply.outer(angle / 2.0, nodes + 1.0)
+    integral = (np.exp((n - 1.0)[:, None] * 0.5 * np.log1p(-(np.sin(u) ** 2))) @ weights) * angle / 2.0
     excess = density * np.sqrt(n) * integral - (0.5 - tail)
     newton = excess / (density * np.exp(-0.5 * (n + 1.0) * np.log1p(x * x / n)))
     refined: Floats = x - newton / (1.0 + 0.5 * newton * (n + 1.0) * x / (n + x * x))
     return refined
+
+
+@cache
+def _quadrature() -> tuple[Floats, Floats]:
+    """Nodes and weights of Gauss and Legendre for -1 to 1."""
+    return np.polynomial.legendre.leggauss(24)
 
 
 def _gamma_ratio(n: Floats) -> Floats:
