@@ -1,7 +1,8 @@
 """The engine in a loop of its own, without any transport: what the arithmetic alone costs.
 
 `python -m bench.engine SECONDS [FLAGS OF hiddenstate-server]` prints, for every model, its vocabulary (0 for values)
-and the microseconds a row costs by batch size, of CPU and of the clock, as JSON.
+and the microseconds a row costs by batch size, of CPU and of the clock, as JSON; and of CPU alone in batches of one,
+each after a pause, as a lone stream has them: by then caches have gone cold, whatever does the stepping.
 """
 
 import json
@@ -19,10 +20,15 @@ from hiddenstate_server.settings import load
 
 SESSIONS = 4096
 BATCH_SIZES = tuple(2**power for power in range(9))
+PAUSE_SECONDS = 150e-6
+"""About the round trip of a bare echo server."""
 
 
-def cost(model: LoadedModel, batch: int, seconds: float) -> tuple[float, float]:
-    """Microseconds a row of CPU and of the clock, stepping ever other sessions of an arena in batches of `batch`."""
+def cost(model: LoadedModel, batch: int, seconds: float, pause: float = 0.0) -> tuple[float, float]:
+    """Microseconds a row of CPU and of the clock, stepping ever other sessions of an arena in batches of `batch`.
+
+    `pause` is slept before each step; what sleeping itself costs is in the figures.
+    """
     engine = Engine(model.runtime, Arena(SESSIONS, *model.runtime.initial()), batch)
     rows = engine.arena.allocate(SESSIONS)
     rng = np.random.default_rng(0)
@@ -34,22 +40,35 @@ def cost(model: LoadedModel, batch: int, seconds: float) -> tuple[float, float]:
     engine.step(rows[:batch], inputs[:batch])
     done, at, cpu, clock = 0, 0, time.process_time(), time.perf_counter()
     while (elapsed := time.perf_counter() - clock) < seconds:
+        if pause:
+            time.sleep(pause)
         engine.step(rows[at : at + batch], inputs[at : at + batch])
         done += batch
         at = (at + batch) % (SESSIONS - batch + 1)
     return (time.process_time() - cpu) / done * 1e6, elapsed / done * 1e6
 
 
+def cost_of_pauses(seconds: float) -> float:
+    """Microseconds of CPU that a pause takes."""
+    done, cpu, end = 0, time.process_time(), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        time.sleep(PAUSE_SECONDS)
+        done += 1
+    return (time.process_time() - cpu) / done * 1e6
+
+
 def costs(models: list[LoadedModel], seconds: float) -> dict[str, Any]:
     """Of every model, taking `seconds` for each."""
     found = {}
     for model in models:
-        measured = {size: cost(model, size, seconds / len(BATCH_SIZES)) for size in BATCH_SIZES}
+        share = seconds / (len(BATCH_SIZES) + 2)
+        measured = {size: cost(model, size, share) for size in BATCH_SIZES}
         found[model.info.name] = {
             "vocabulary": len(model.info.text.vocabulary) if model.info.text else 0,
             "state_bytes": 4 * model.info.state_size,
             "cpu": {size: cpu for size, (cpu, _) in measured.items()},
             "clock": {size: clock for size, (_, clock) in measured.items()},
+            "paused_cpu": cost(model, 1, share, PAUSE_SECONDS)[0] - cost_of_pauses(share),
         }
     return found
 

@@ -50,6 +50,8 @@ class EngineAlone(NamedTuple):
     """Microseconds a row, by batch size."""
     clock: dict[int, float]
     """The same by the clock."""
+    paused_cpu: float
+    """CPU microseconds of a step of one row that follows a pause."""
 
     def cpu_at(self, batch: float) -> float:
         """CPU microseconds a row in batches of this mean size."""
@@ -95,14 +97,29 @@ class Point:
         return self.echo.server_cpu / self.echo.observations * 1e6
 
     @property
+    def paused(self) -> bool:
+        """Whether every step follows a pause: one stream that sends one observation waits for its answer first."""
+        return self.shape.streams * self.shape.rows == 1
+
+    @property
     def engine_cpu(self) -> float:
-        """Microseconds of the engine alone an observation, at the batch size the server had."""
+        """Microseconds of the engine alone an observation, at the batch size the server had, paused as it was."""
+        return self.engine.paused_cpu if self.paused else self.tight_engine_cpu
+
+    @property
+    def tight_engine_cpu(self) -> float:
+        """The same in a loop without pauses."""
         return self.engine.cpu_at(self.batch)
 
     @property
     def cpu_ratio(self) -> float:
         """Server over echo + engine; 1 would be an ideal server."""
         return self.server_cpu / (self.echo_cpu + self.engine_cpu)
+
+    @property
+    def tight_cpu_ratio(self) -> float:
+        """The same with the engine in a loop without pauses."""
+        return self.server_cpu / (self.echo_cpu + self.tight_engine_cpu)
 
     @property
     def rate_share(self) -> float:
@@ -209,7 +226,7 @@ def typical(rounds: list[Measured]) -> Measured:
 def engine_alone(costs: dict[str, Any]) -> EngineAlone:
     """From what `bench.engine` prints."""
     cpu, clock = ({int(size): cost for size, cost in costs[name].items()} for name in ("cpu", "clock"))
-    return EngineAlone(costs["vocabulary"], costs["state_bytes"], cpu, clock)
+    return EngineAlone(costs["vocabulary"], costs["state_bytes"], cpu, clock, costs["paused_cpu"])
 
 
 def batches(metrics_port: int, model: str) -> tuple[float, float]:
