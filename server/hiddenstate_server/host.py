@@ -24,6 +24,7 @@ from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
 from hiddenstate_server.scheduler import CLOSE, FORK, GENERATE, REWARM, WORDS, Batch
 from hiddenstate_server.sessions import Directory, Ended, Place
 from hiddenstate_server.streams import RESERVED, Stream
+from hiddenstate_server.watching import Watching
 
 _NOTHING: Mapping[str, errors.ServerError] = MappingProxyType({})
 
@@ -44,6 +45,7 @@ class Host:
         self.directory = Directory(self._model_of)
         self.streams: dict[int, Stream] = {}
         self.generating = Generating(limits, metrics)
+        self.watching = Watching()
         self.draining = False
         self._deserted: asyncio.Event | None = None
         self._last_stream = 0
@@ -63,6 +65,7 @@ class Host:
             base=self._last_slot * self.limits.max_sessions,
             rewind_steps=self.limits.rewind_steps,
             streams=self.streams,
+            watching=self.watching,
             backlogs=Backlogs(self.limits.max_session_backlog, self.limits.max_stream_backlog),
             metrics=self.metrics.model(info.name, info.version, info.task, runtime.description),
         )
@@ -378,6 +381,7 @@ class Host:
             if stream is not None:
                 stream.unbind(int(table.handle[row]), ending)
             self.directory.remove(table.keys[row], ending)
+            self.watching.end(table.keys[row], ending.error())
             log.info(
                 "session ended",
                 session=table.keys[row],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -60,8 +61,9 @@ async def _answered(call: Any, context: Context) -> Any:
     """What a handler's coroutine returns; of a generator's, what it yields is written."""
     if not inspect.isasyncgen(call):
         return await call
-    async for response in call:
-        await context.write(response)
+    async with aclosing(call):
+        async for response in call:
+            await context.write(response)
     return None
 
 

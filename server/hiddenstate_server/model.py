@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -41,6 +42,7 @@ from hiddenstate_server.sessions import DETACHED, SessionTable
 from hiddenstate_server.singles import SingleReplies
 from hiddenstate_server.streams import RUN_ANSWER_ROWS, Part, Single, Stream
 from hiddenstate_server.twins import Followers, Twin
+from hiddenstate_server.watching import Seen, Watcher, Watching
 
 if TYPE_CHECKING:
     from hiddenstate_server.metrics import ModelMetrics
@@ -170,6 +172,7 @@ class ServedModel:
         base: int,
         rewind_steps: int,
         streams: Mapping[int, Stream],
+        watching: Watching,
         backlogs: Backlogs,
         metrics: ModelMetrics,
     ) -> None:
@@ -199,6 +202,7 @@ class ServedModel:
         self.on(REWOUND, self._rewound)
         self._streams = streams
         self.backlogs = backlogs
+        self._watching = watching
         self._fields = ("handles", "steps", *self.arena.outputs._fields)
         columns = (self.table.handle, self.table.applied.view(np.uint64), *self.arena.outputs)
         self._singles = SingleReplies(dict(zip(self._fields, columns, strict=True)), max_batch)
@@ -466,6 +470,8 @@ class ServedModel:
             self._deliver(batch.rows, outputs, batch.flags, batch.received)
             if self.followers:
                 self.followers.follow(batch.rows, batch.inputs, outputs.surprises, now)
+            if self._watching:
+                self._tell_watchers(batch.rows, outputs)
 
     def _peek(self, batch: Batch, _now: float) -> None:
         self._deliver(batch.rows, self.engine.last(batch.rows), batch.flags, batch.received)
@@ -477,12 +483,30 @@ class ServedModel:
             answer = REWOUND | int(batch.flags[index]) & WORDS
             done[index] = self.rewinding.begin(row, answer, float(batch.received[index]))
         if done.any():
-            self._peek(batch.only(done), _now)
+            self._answer_rewinds(batch.only(done))
 
-    def _rewound(self, batch: Batch, now: float) -> None:
+    def _rewound(self, batch: Batch, _now: float) -> None:
         for row in batch.rows.tolist():
             self.rewinding.finish(row)
-        self._peek(batch, now)
+        self._answer_rewinds(batch)
+
+    def _answer_rewinds(self, batch: Batch) -> None:
+        outputs = self.engine.last(batch.rows)
+        self._deliver(batch.rows, outputs, batch.flags, batch.received)
+        if self._watching:
+            self._tell_watchers(batch.rows, outputs)
+
+    def _tell_watchers(self, rows: RowArray, outputs: Outputs) -> None:
+        keys = [self.table.keys[row] for row in rows.tolist()]
+        self._watching.tell(keys, self.table.applied[rows], outputs, self._vocabulary)
+
+    @contextmanager
+    def watched(self, row: int, with_words: bool) -> Iterator[Watcher]:
+        """A watcher of a row's session, who sees its current prediction first."""
+        with self._watching.following(self.table.keys[row], with_words) as watcher:
+            rows = np.array([row])
+            watcher.add(Seen(int(self.table.applied[row]), self.engine.last(rows), self._vocabulary))
+            yield watcher
 
     def _went_back(self, row: int, step: int) -> None:
         if self.followers:

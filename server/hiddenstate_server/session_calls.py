@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,17 @@ class SessionCalls(pb_grpc.HiddenStateServiceServicer):
         sessions = [listing.session(host, Place(model, copy)) for copy in rows.tolist()]
         await self._durable(model, rows)
         return pb.ForkSessionResponse(sessions=sessions)
+
+    async def WatchSession(
+        self, request: pb.WatchSessionRequest, context: Any
+    ) -> AsyncIterator[pb.WatchSessionResponse]:
+        """Predictions of a session, the current one first, until it ends."""
+        model, row = await self._settled(key_of(self._tenants.of(context), request.id))
+        if self._host.draining:
+            raise errors.Draining("the server is going away; watch the session on another one")
+        with model.watched(row, request.with_words) as watcher:
+            while True:
+                yield await watcher.next()
 
     async def _settled(self, key: str) -> Place:
         """A live session of this worker whose state is not on its way back; why there is none."""

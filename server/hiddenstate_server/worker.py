@@ -140,6 +140,7 @@ class Worker:
         self.host.generating.drain(self.host.streams.values())
         for stream in self.host.streams.values():
             stream.end(errors.Draining("the server is going away; connect to another one and resume there"))
+        self.host.watching.end_all(errors.Draining("the server is going away; watch the session on another one"))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.host.deserted(), self._settings.drain_timeout)
         self._drained.set()
