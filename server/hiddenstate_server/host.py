@@ -16,6 +16,7 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames, rewarming
 from hiddenstate_server.forking import begin_forks, fork
 from hiddenstate_server.generating import Generating
+from hiddenstate_server.integrity import checks
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
@@ -403,26 +404,8 @@ class Host:
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless models, streams and keys agree."""
-        live = 0
-        for model in self.models:
-            model.check_integrity()
-            live += len(model.table.live())
-            for row in model.table.live().tolist():
-                place = self.directory.get(model.table.keys[row])
-                if place is None or place != (model, row):
-                    raise AssertionError("a session's key does not lead to its row")
-        if live != len(self.directory):
-            raise AssertionError(f"{len(self.directory)} keys for {live} sessions")
-        self.generating.check_integrity(self.streams.values())
-        for stream in self.streams.values():
-            for handle in stream.bound_handles().tolist():
-                row = int(stream.lookup(np.array([handle]))[0])
-                model = self._model_of(row)
-                if (model.table.stream[row - model.base], model.table.handle[row - model.base]) != (
-                    stream.number,
-                    handle,
-                ):
-                    raise AssertionError("a stream's handle leads to a session it does not hold")
+        for _ in checks(self):
+            pass
 
 
 def _no_session(code: int) -> errors.ServerError:

@@ -206,6 +206,9 @@ class Metrics:
         self.generated = counter("hiddenstate_generated_steps_total", "Steps of continuations, by path.", *model)
         self.generating = gauge("hiddenstate_generating", "Continuations now.")
         self.predictions = counter("hiddenstate_predictions_total", "Predictions handed to the transport.", *model)
+        self.integrity_failures = counter(
+            "hiddenstate_integrity_failures_total", "Checks of the server's memory that failed; none should."
+        )
         self.errors = counter("hiddenstate_errors_total", "Errors answered, by reason.", "reason")
         self.opened = counter("hiddenstate_sessions_opened_total", "Sessions opened, by how.", *model, "how")
         self.ended = counter("hiddenstate_sessions_ended_total", "Sessions ended.", *model, "reason")

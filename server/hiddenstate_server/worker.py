@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import __version__, errors
 from hiddenstate_server.host import Host
+from hiddenstate_server.integrity import Inspection
 from hiddenstate_server.interceptor import CallInterceptor
 from hiddenstate_server.metrics import Metrics, metrics_server
 from hiddenstate_server.peers import Peers, lookup_handler, socket_address
@@ -58,6 +59,7 @@ class Worker:
         self._credentials = server_credentials(settings)
         self._work: asyncio.Future[None] | None = None
         self.host.generating.wake = self._wake
+        self._inspection = Inspection(self.host)
         self._moving = Moving(self.host, settings.on_new_version, settings.retire)
         self._health = health.aio.HealthServicer()
         self._health_names: set[str] = set()
@@ -174,6 +176,8 @@ class Worker:
             self._moving.go_on()
             self._wake()
             self.host.unload_retired()
+            if not self.host.ready:
+                self._inspection.go_on()
             self.host.flush_metrics()
 
     async def _report_health(self) -> None:

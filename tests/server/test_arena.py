@@ -21,6 +21,7 @@ def test_rows_come_back_clean() -> None:
     engine.step(rows, np.arange(8))
     arena.release(rows[:5])
     arena.check_integrity()
+    arena.check_empty(rows[:5])
     assert (arena.used, arena.free) == (3, 5)
     again = arena.allocate(5)
     assert set(again.tolist()) == set(rows[:5].tolist())
@@ -44,4 +45,4 @@ def test_integrity_check_finds_a_dirty_free_row() -> None:
     arena.release(row)
     arena.states[row, 0] = 1.0
     with pytest.raises(AssertionError, match="free row"):
-        arena.check_integrity()
+        arena.check_empty(row)
