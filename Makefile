@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto bench torture prometheus clean
+.PHONY: help setup demo test check proto bench torture prometheus redis clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ setup: $(INSTALLED) ## Make .venv with everything in it (once; again when pyproj
 demo: $(INSTALLED) ## Serve the shipped models, stream real text and a real sensor through them
 	@PATH="$(CURDIR)/$(BIN):$$PATH" TEXT="$(TEXT)" VALUES="$(VALUES)" deploy/demo/demo.sh
 
-test: check prometheus ## Set up, run the checks and all tests
+test: check prometheus redis ## Set up, run the checks and all tests
 	@GRPC_VERBOSITY=ERROR $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 check: $(INSTALLED) ## Formatting, lint, types, import contracts, generated code
@@ -39,6 +39,9 @@ torture: $(INSTALLED) ## Kill servers, stores and connections under load for an 
 
 prometheus: $(INSTALLED)
 	@deploy/get-prometheus.sh $(BIN)
+
+redis: $(INSTALLED)
+	@deploy/get-redis.sh $(BIN)
 
 clean: ## Remove .venv, caches and everything built
 	rm -rf $(VENV) build dist bench/results runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

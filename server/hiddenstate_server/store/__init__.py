@@ -15,7 +15,10 @@ from hiddenstate_server.errors import StartError
 
 
 class StoreError(Exception):
-    """The store failed; nothing, or all, of the call was done. The message is one sentence and holds no password."""
+    """The store failed; the message is one sentence and holds no password.
+
+    Nothing, a part or all of the call was done, each session as a whole. Any call may be repeated.
+    """
 
 
 class Record(NamedTuple):
@@ -90,7 +93,7 @@ Position = tuple[int, str]
 
 
 class Store(Protocol):
-    """Sessions by key. Each call is done as a whole or raises StoreError, and works again once the cause is gone."""
+    """Sessions by key. Any call may raise StoreError, and the same store works again once the cause is gone."""
 
     shared: bool
     """Others may write to it: what a server remembers must be confirmed before it is used."""
@@ -145,7 +148,12 @@ _FORMS = "sqlite:///FILE, redis://HOST:PORT/DB, rediss://..., redis+cluster://HO
 def open_store(url: str) -> Store:
     """The store that a URL names; StartError with one sentence where it cannot be used."""
     parts = split(url)
-    module = importlib.import_module(f"hiddenstate_server.store.{_MODULES[parts.scheme]}")
+    try:
+        module = importlib.import_module(f"hiddenstate_server.store.{_MODULES[parts.scheme]}")
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"a store in {parts.scheme} needs the package {error.name}; install hiddenstate[server]"
+        ) from error
     store: Store = module.from_url(parts)
     return store
 
