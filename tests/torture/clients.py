@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ PATIENCE = 120.0
 LONGEST_BURST = 20
 
 
-@dataclass(frozen=True)
-class Waited:
+class Waited(NamedTuple):
     """One call of one session."""
 
     session: int
@@ -127,16 +126,14 @@ class Crowd:
         """In the states of all finished sessions."""
         return sum(len(life.inputs) for life in self.lives)
 
-    def pauses(self, moments: list[float]) -> list[float]:
-        """For each moment of disturbance and session, the longest wait that overlaps the time until the next."""
-        edges = [*moments, float("inf")]
-        longest: dict[tuple[int, int], float] = {}
-        for wait in self.waits:
-            for number, (start, end) in enumerate(pairwise(edges)):
-                if wait.began < end and wait.ended >= start:
-                    key = (number, wait.session)
-                    longest[key] = max(longest.get(key, 0.0), wait.ended - wait.began)
-        return list(longest.values())
+    def pauses(self, moments: Sequence[float]) -> NDArray[np.float64]:
+        """For each moment of disturbance and session, the longest wait that overlaps the time until the next [n]."""
+        sessions, began, ended = (np.array(column) for column in zip(*self.waits, strict=True))
+        longest = np.zeros((len(moments), self.load.sessions))
+        for row, (start, end) in zip(longest, pairwise([*moments, np.inf]), strict=True):
+            during = (began < end) & (ended >= start)
+            np.maximum.at(row, sessions[during], (ended - began)[during])
+        return longest.reshape(-1)
 
     def _check(self) -> None:
         assert len(self.lives) >= self.load.sessions

@@ -65,8 +65,7 @@ class Outcome:
 
 def outcome(crowd: Crowd, disturbances: int, moments: list[float]) -> Outcome:
     """Once the crowd has been checked."""
-    pauses = np.array(crowd.pauses(moments))
-    return Outcome(disturbances, len(crowd.lives), crowd.observations, crowd.answers_lost, pauses)
+    return Outcome(disturbances, len(crowd.lives), crowd.observations, crowd.answers_lost, crowd.pauses(moments))
 
 
 async def killed(plan: Plan, durability: str) -> Outcome:
