@@ -22,6 +22,7 @@ LEASE = 3600.0
 PATIENCE = 120.0
 """Seconds a call may take: a server that is down is waited for."""
 LONGEST_BURST = 20
+FURTHEST_REWIND = 8
 
 
 class Waited(NamedTuple):
@@ -42,6 +43,8 @@ class Load:
     """Longest rest between two calls of a session, in seconds."""
     bursts: float = 0.2
     """Share of calls that send several observations at once."""
+    rewinds: float = 0.05
+    """Share of calls that take observations back."""
     lifetime: int = 400
     """About how many calls a session lives for; another then takes its place."""
 
@@ -162,18 +165,26 @@ class Crowd:
             generation += 1
 
     async def _call(self, number: int, session: AsyncSession, life: Life, rng: np.random.Generator) -> None:
-        """One observation, or several."""
-        kind, began = rng.random(), time.monotonic()
-        count = int(rng.integers(2, LONGEST_BURST)) if kind > 1 - self.load.bursts else 1
-        inputs = self._inputs(life.model, count, rng)
-        life.inputs += inputs.tolist()
-        try:
-            predictions = await session.observe_many(inputs)
-            for row in predictions:
-                life.answers[row.step] = _numbers(row)
-            assert session.step == len(life.inputs)
-        except AnswersLost:
-            self.answers_lost += 1
+        """One observation, several, or some taken back."""
+        before, kind, began = len(life.inputs), rng.random(), time.monotonic()
+        if kind < self.load.rewinds and before:
+            back = int(rng.integers(1, min(before, FURTHEST_REWIND) + 1))
+            del life.inputs[before - back :]
+            for step in range(before - back + 1, before + 1):
+                life.answers.pop(step, None)
+            prediction = await session.rewind(back)
+            assert prediction.step == before - back
+        else:
+            count = int(rng.integers(2, LONGEST_BURST)) if kind > 1 - self.load.bursts else 1
+            inputs = self._inputs(life.model, count, rng)
+            life.inputs += inputs.tolist()
+            try:
+                predictions = await session.observe_many(inputs)
+                for row in predictions:
+                    life.answers[row.step] = _numbers(row)
+                assert session.step == len(life.inputs)
+            except AnswersLost:
+                self.answers_lost += 1
         self.waits.append(Waited(number, began, time.monotonic()))
 
     def _inputs(self, model: str, count: int, rng: np.random.Generator) -> NDArray[Any]:

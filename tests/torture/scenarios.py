@@ -98,6 +98,7 @@ async def network_cut(plan: Plan) -> Outcome:
         CuttingProxy(server.port, plan.seed) as proxy,
         plan.crowd(proxy.address) as crowd,
     ):
+        await crowd.moved_on()  # a client that never reached its server gives up at once
         proxy.cutting = True
         while proxy.cuts < plan.count:
             moments.append(time.monotonic())
