@@ -120,6 +120,7 @@ class Protocol:
         self._unopened: dict[int, float] = {}  # handle -> when to send its open
         self._stalled: dict[int, tuple[int, float]] = {}  # handle -> first step to send again, and when
         self._rewinding: dict[int, _Rewind] = {}  # by handle
+        self._unsure: dict[int, _Rewind] = {}  # those whose answer was lost, if they arrived
         self._targets: dict[int, int] = {}  # handle -> where the rewind goes that is awaited
         self._replays: dict[int, tuple[int, int]] = {}  # handle -> last step sent again, and last step to send again
         self._calls: dict[int, Observing] = {}
@@ -416,6 +417,7 @@ class Protocol:
         self.broken = None
         self._gate[:] = _UNOPENED
         self._stalled.clear()
+        self._unsure |= self._rewinding
         self._rewinding.clear()
         self._replays.clear()
         self._cancelled.clear()
@@ -508,6 +510,9 @@ class Protocol:
     def _go_on(self, session: Session, step: int, rewinds: int) -> None:
         """The server holds the session at `step` after `rewinds`: sends it what it lacks."""
         handle = session.handle
+        unsure = self._unsure.pop(handle, None)
+        if unsure is not None and rewinds == unsure.number > self._rewinds.count[handle]:
+            self._rewound(handle, unsure.step, unsure.number)
         runs = self._waiting(handle)
         sent = int(self._next[handle]) - 1
         target = self._targets.get(handle)
@@ -877,7 +882,7 @@ class Protocol:
             self._fail_row(generating, handle, 0, error)
         self._drop_unsent(handle, error)
         del self._sessions[handle]
-        for waiting in (self._unopened, self._stalled, self._rewinding, self._replays, self._targets):
+        for waiting in (self._unopened, self._stalled, self._rewinding, self._unsure, self._replays, self._targets):
             waiting.pop(handle, None)
         self._gate[handle] = _UNOPENED
         self._next[handle] = 0  # nothing of it is kept

@@ -7,7 +7,7 @@ import pytest
 from google.rpc import code_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.client.fake import status
+from tests.client.fake import Fake, status
 from tests.client.wire import Wire, values
 
 from hiddenstate.calls import Call, Kind, Observing, Session, Wish
@@ -123,6 +123,25 @@ def test_a_cut_does_not_make_it_ones_own() -> None:
     other.cut()
     other.settle()
     assert isinstance(session.error, SessionExists)
+
+
+def test_the_rewind_that_recomputes_lost_answers_may_lose_its_own() -> None:
+    wire = Wire(Fake(rewind_limit=64))
+    (session,) = wire.open("a")
+    call = wire.protocol.observe(session, values(1, 2, 3))
+    wire.send()
+    wire.serve()
+    wire.cut()
+    for _ in ("resumed", "rewound"):
+        wire.send()
+        wire.serve()
+        if not any(reply.rewound for reply in wire.to_client):
+            wire.receive()
+    assert any(reply.rewound for reply in wire.to_client)
+    wire.cut()
+    wire.settle()
+    assert call.columns().locations[:, 0].tolist() == [1, 3, 6]
+    assert wire.protocol.step(session) == 3
 
 
 def test_late_answers_are_ignored() -> None:
