@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import numpy as np
 from hypothesis import settings
@@ -23,7 +24,7 @@ from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import ModelInfo
 from hiddenstate_server.repository import load_models
-from hiddenstate_server.runtimes import Outputs, Runtime, WordOutputs
+from hiddenstate_server.runtimes import Outputs, Runtime, WordRuntime
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.streams import Stream
 
@@ -134,10 +135,11 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """Clients with sessions: which rules run is drawn too, and without these most have nothing to act on."""
+        """Sessions under way: which rules run is drawn too, and without these most have little to act on."""
         for who, count in enumerate((3, 2)):
             self.connect()
             self.open(who, count)
+            self.observe(who, [(index, 3 * who + index) for index in (0, 1, 2, 1)], numbered=False)
 
     @precondition(lambda self: len(self.clients) < 3)
     @rule()
@@ -275,7 +277,7 @@ class Interleavings(RuleBasedStateMachine):
         if told is not None and told.holder is not None and not told.closing:
             call = len(told.holder.calls)
             told.holder.calls[call] = tuple(told.sent)
-            self.host.receive(told.holder.stream, wire.generate(told.handle, call, count, temperature=0.0))
+            self.host.receive(told.holder.stream, wire.generate(told.handle, call, count))
 
     @precondition(lambda self: self.clients)
     @rule(who=st.integers(0, 2), call=st.integers(0, 9))
@@ -377,7 +379,7 @@ class Interleavings(RuleBasedStateMachine):
             self.check(answer, self.told(client, answer).rewinds_due.pop(0))
         client.rewinds_seen = len(client.replies.rewound)
         for call, continuation in client.replies.continuations.items():
-            self.check_continuation(continuation.tokens, client.calls[call])
+            self.check_continuation(continuation, client.calls[call])
 
     def told(self, client: Client, answer: wire.Answer) -> Told:
         return self.sessions[client.sessions[answer.handle]]
@@ -388,12 +390,12 @@ class Interleavings(RuleBasedStateMachine):
         for name, column in outputs._asdict().items():
             np.testing.assert_allclose(answer.columns[name], np.ravel(column), rtol=1e-5, atol=1e-5)
 
-    def check_continuation(self, tokens: list[int], history: History) -> None:
-        for token in tokens:
-            outputs, _ = self.alone(history)
-            assert isinstance(outputs, WordOutputs)
-            best = outputs.top_probabilities[0] >= outputs.top_probabilities[0, 0] - 1e-5
-            assert token in outputs.top_tokens[0, best]
+    def check_continuation(self, continuation: wire.Continuation, history: History) -> None:
+        runtime = cast(WordRuntime, self.runtime)
+        for token, probability in zip(continuation.tokens, continuation.probabilities, strict=True):
+            _, state = self.alone(history)
+            expected = runtime.log_probabilities(state)[0, token]
+            np.testing.assert_allclose(np.log(probability), expected, rtol=1e-4, atol=1e-5)
             history = (*history, token)
 
     @invariant()
