@@ -104,6 +104,17 @@ async def test_a_token_is_good_for_its_tenant_alone(serve: Serve, tokens: Path) 
     assert await ending(serving, "Stream", bearer("one"), BOB) == grpc.StatusCode.PERMISSION_DENIED
 
 
+async def test_models_are_reloaded_by_administrators(serve: Serve, tokens: Path) -> None:
+    denied = grpc.StatusCode.PERMISSION_DENIED
+    named, unnamed = await serve(tokens=tokens, admin_tenant="alice"), await serve(tokens=tokens)
+    assert await ending(named, "ReloadModels", bearer("two")) == grpc.StatusCode.OK
+    assert await ending(named, "ReloadModels", bearer("three")) == denied
+    assert await ending(unnamed, "ReloadModels", bearer("one")) == denied
+    believed = await serve()
+    assert await ending(believed, "ReloadModels") == grpc.StatusCode.OK
+    assert await ending(believed, "ReloadModels", ALICE) == denied
+
+
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_malformed_tenant_is_refused(serve: Serve, method: str) -> None:
     serving = await serve()
