@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -22,12 +23,16 @@ from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
 from hiddenstate_server.opening import open_sessions
 from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
-from hiddenstate_server.scheduler import CLOSE, FORK, GENERATE, REWARM, WORDS, Batch
+from hiddenstate_server.scheduler import CLOSE, EXPORT, FORK, GENERATE, REWARM, WORDS, Batch
 from hiddenstate_server.sessions import Directory, Ended, Place
+from hiddenstate_server.snapshots import Sealer
 from hiddenstate_server.streams import RESERVED, Stream
+from hiddenstate_server.transfers import export
 from hiddenstate_server.watching import Watching
 
 _NOTHING: Mapping[str, errors.ServerError] = MappingProxyType({})
+
+_EXPORTS_AT_ONCE = 1024
 
 log = structlog.get_logger("hiddenstate_server.sessions")
 
@@ -35,7 +40,14 @@ log = structlog.get_logger("hiddenstate_server.sessions")
 class Host:
     """Applies frames to sessions, ticks the models, ends what has expired. Knows no transport."""
 
-    def __init__(self, limits: Limits, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        snapshot_key: bytes | None = None,
+    ) -> None:
+        """Without a key for snapshots there is one that nobody else has."""
         self.limits = limits
         self.metrics = metrics
         self.clock = clock
@@ -47,6 +59,7 @@ class Host:
         self.streams: dict[int, Stream] = {}
         self.generating = Generating(limits, metrics)
         self.watching = Watching()
+        self.sealer = Sealer(os.urandom(32) if snapshot_key is None else snapshot_key)
         self.draining = False
         self._deserted: asyncio.Event | None = None
         self._last_stream = 0
@@ -72,6 +85,7 @@ class Host:
         )
         model.on(CLOSE, partial(self._finish_closing, model))
         model.on(GENERATE, partial(self.generating.begin, model))
+        model.on(EXPORT, partial(export, self, model))
         model.on(FORK, partial(fork, self, model))
         model.on(REWARM, partial(rewarming.act, self, model))
         self._slots[self._last_slot] = model
@@ -154,6 +168,8 @@ class Host:
                     self.generating.cancel(stream, request.cancel_generate.call)
                 case "open":
                     open_sessions(self, stream, request.open, elsewhere)
+                case "export":
+                    self._export(stream, request.export)
                 case "fork":
                     begin_forks(self, stream, request.fork)
                 case "rewind":
@@ -238,6 +254,11 @@ class Host:
         handles = frames.handles_of(close.handles, self.limits.max_frame_rows)
         for model, rows, _ in self._located(stream, handles, None):
             model.close(stream, rows, self.clock())
+
+    def _export(self, stream: Stream, export: pb.Export) -> None:
+        handles = frames.handles_of(export.handles, min(_EXPORTS_AT_ONCE, self.limits.max_frame_rows))
+        for model, rows, _ in self._located(stream, handles, None):
+            model.export(stream, rows, self.clock())
 
     def _rewind(self, stream: Stream, rewind: pb.Rewind) -> None:
         handles = frames.handles_of(rewind.handles, self.limits.max_frame_rows)

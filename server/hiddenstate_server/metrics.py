@@ -21,6 +21,7 @@ SECONDS = (
     50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
 )  # fmt: skip
 ROWS = tuple(float(2**power) for power in range(0, 15))
+BYTES = tuple(float(2**power) for power in range(8, 24, 2))
 _FOLD_AT = 4096
 
 _Family = TypeVar("_Family", bound=MetricWrapperBase)
@@ -103,6 +104,7 @@ class ModelMetrics:
         self._generated = metrics.generated.labels(*labels)
         self._replayed = metrics.replayed.labels(*labels)
         self._compared = {role: metrics.shadow_surprise.labels(*labels, role) for role in ("primary", "shadow")}
+        self._snapshot_bytes = metrics.snapshot_bytes.labels(*labels)
         self._stepped = 0
         self._answered = 0
 
@@ -146,6 +148,10 @@ class ModelMetrics:
     def opened(self, how: str, count: int) -> None:
         """Counts sessions opened."""
         self._opened[how].inc(count)
+
+    def exported(self, sizes: NDArray[np.float64]) -> None:
+        """Notes snapshots made, in bytes."""
+        self._snapshot_bytes.observe_many(sizes)
 
     def ended(self, how: str, count: int) -> None:
         """Counts sessions closed, expired or evicted."""
@@ -200,6 +206,7 @@ class Metrics:
             SECONDS,
         )
         self.batch_size = histogram("hiddenstate_batch_size_rows", "Rows stepped together.", model, ROWS)
+        self.snapshot_bytes = histogram("hiddenstate_snapshot_bytes", "Bytes of a snapshot made.", model, BYTES)
         self.frame_size = histogram("hiddenstate_frame_size_rows", "Rows of an observe frame.", (), ROWS)
         self.observations = counter("hiddenstate_observations_total", "Observations applied.", *model)
         self.replayed = counter("hiddenstate_replayed_total", "Observations fed again, to rewind or re-warm.", *model)

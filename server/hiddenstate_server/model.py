@@ -19,11 +19,13 @@ from hiddenstate_server.arena import Arena
 from hiddenstate_server.engine import Engine
 from hiddenstate_server.frames import handle_bytes, step_bytes
 from hiddenstate_server.history import History
+from hiddenstate_server.records import Packer
 from hiddenstate_server.rewinding import Rewinding
 from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column, places_of
 from hiddenstate_server.scheduler import (
     CATCH_UP,
     CLOSE,
+    EXPORT,
     HOLD,
     KIND,
     OBSERVE,
@@ -195,6 +197,7 @@ class ServedModel:
         """Twins of this model's sessions, in other versions."""
         self.twins: dict[int, Twin] = {}
         """Rows of this model that follow sessions of other versions."""
+        self.packer = Packer(self.arena.states, self.arena.outputs._asdict(), self.history.columns)
         self._acts: dict[int, Act] = {}
         self.on(OBSERVE, self._observe)
         self.on(PEEK, self._peek)
@@ -375,6 +378,10 @@ class ServedModel:
         """Queues peeks behind what the sessions have."""
         self._queue_quietly(stream, rows, PEEK | (WORDS if with_words else 0), now)
 
+    def export(self, stream: Stream, rows: RowArray, now: float) -> None:
+        """Queues exports behind what the sessions have."""
+        self._queue_quietly(stream, rows, EXPORT, now)
+
     def close(self, stream: Stream, rows: RowArray, now: float) -> None:
         """Queues closes behind what the sessions have; nothing more is accepted for them."""
         closed = self._queue_quietly(stream, np.unique(rows), CLOSE, now)
@@ -417,7 +424,7 @@ class ServedModel:
         for handle in self.table.handle[rows[~open_]].tolist():
             stream.fault(errors.SessionClosed("the session is being closed already"), handle)
         rows = rows[open_]
-        room = max(0, self.backlogs.stream - stream.backlog) if flags & KIND == PEEK else len(rows)
+        room = len(rows) if flags & KIND == CLOSE else max(0, self.backlogs.stream - stream.backlog)
         for handle in self.table.handle[rows[room:]].tolist():
             stream.fault(errors.StreamBacklog("too much waits on the stream; wait for answers"), handle)
         rows = rows[:room]
@@ -645,6 +652,17 @@ class ServedModel:
                 if argument is not None:
                     argument.abandon(error)
         return dropped
+
+    def pack(self, rows: RowArray) -> list[bytes]:
+        """State, outputs and history of each row."""
+        self.history.settle()
+        return self.packer.pack(rows)
+
+    def unpack(self, bodies: Sequence[bytes], rows: RowArray) -> None:
+        """Fills rows just allocated with what was packed, and can be unpacked, elsewhere or earlier."""
+        whole = self.packer.unpack(bodies, rows)
+        for row in rows[~whole].tolist():
+            self.history.start(row, self.table.applied.item(row))
 
     def release(self, rows: RowArray) -> None:
         """Empties rows whose sessions are gone, and gives them back."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +16,9 @@ from hiddenstate_server.labels import packed
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.sessions import Ended, Place, id_of, key_of, make_ids, valid_id
+from hiddenstate_server.snapshots import Snapshot
 from hiddenstate_server.streams import Stream, duration
+from hiddenstate_server.transfers import fill, unsealed
 from hiddenstate_server.twins import check_related
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping
     ids = list(frame.session_ids)
     if ids and len(ids) != len(handles):
         raise errors.FrameInvalid(f"{len(ids)} session_ids for {len(handles)} handles; send one per handle, or none")
+    if frame.mode == pb.OPEN_MODE_RESTORE and len(frame.snapshots) != len(handles):
+        raise errors.FrameInvalid(f"{len(frame.snapshots)} snapshots for {len(handles)} handles; send one per handle")
     lease, labels = _lease(host, frame), packed(frame.labels)
     refused: Refusals = []
     usable: list[tuple[int, str]] = []
@@ -47,6 +53,9 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping
             usable.append((handle, session_id))
     if frame.mode == pb.OPEN_MODE_RESUME:
         refused += _resume(host, stream, usable, frame, lease, elsewhere)
+    elif frame.mode == pb.OPEN_MODE_RESTORE:
+        snapshots = dict(zip(handles, frame.snapshots, strict=True))
+        refused += _restore(host, stream, usable, snapshots, frame, lease, labels, elsewhere)
     else:
         refused += _create(host, stream, usable, frame, lease, labels, elsewhere)
     for handle, refusal in refused:
@@ -70,8 +79,18 @@ def _check(host: Host, stream: Stream, handle: int, session_id: str, seen: set[i
     if handle in seen:
         raise errors.HandleInUse(f"handle {handle} stands in the frame twice; choose another")
     check_handle(stream, handle)
+    check_id(session_id)
+
+
+def check_id(session_id: str) -> None:
+    """Raises InputInvalid unless the id is empty, for the server to make one, or a valid one."""
     if session_id and not valid_id(session_id):
         raise errors.InputInvalid("a session id has 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+
+
+def exists(session_id: str) -> errors.SessionExists:
+    """Why a session cannot be made."""
+    return errors.SessionExists(f"session {session_id!r} is live; resume it or choose another id")
 
 
 def check_handle(stream: Stream, handle: int) -> None:
@@ -93,6 +112,51 @@ def _create(
 ) -> Refusals:
     try:
         model = host.model(frame.model, frame.version)
+    except errors.ModelNotFound as error:
+        return [(handle, error) for handle, _ in usable]
+    return _make(host, stream, model, usable, {}, frame, lease, labels, elsewhere)
+
+
+def _restore(
+    host: Host,
+    stream: Stream,
+    usable: list[tuple[int, str]],
+    data: Mapping[int, bytes],
+    frame: pb.Open,
+    lease: float | None,
+    labels: str,
+    elsewhere: Mapping[str, errors.ServerError],
+) -> Refusals:
+    """Makes sessions that begin where the snapshots in `data`, by handle, were taken."""
+    refused: Refusals = []
+    snapshots: dict[int, Snapshot] = {}
+    by_model = defaultdict[ServedModel, list[tuple[int, str]]](list)
+    for handle, session_id in usable:
+        try:
+            model, snapshots[handle] = unsealed(host, stream.tenant, data[handle])
+            if frame.model not in ("", model.info.name) or frame.version not in ("", model.info.version):
+                raise errors.SnapshotInvalid(f"the snapshot is of {model.info}; name that model, or none")
+        except errors.ServerError as error:
+            refused.append((handle, error))
+        else:
+            by_model[model].append((handle, session_id))
+    for model, of_model in by_model.items():
+        refused += _make(host, stream, model, of_model, snapshots, frame, lease, labels, elsewhere)
+    return refused
+
+
+def _make(
+    host: Host,
+    stream: Stream,
+    model: ServedModel,
+    usable: list[tuple[int, str]],
+    snapshots: Mapping[int, Snapshot],
+    frame: pb.Open,
+    lease: float | None,
+    labels: str,
+    elsewhere: Mapping[str, errors.ServerError],
+) -> Refusals:
+    try:
         shadow = _shadow_model(host, model, frame.shadow_version)
     except (errors.ModelNotFound, errors.InputInvalid) as error:
         return [(handle, error) for handle, _ in usable]
@@ -102,9 +166,7 @@ def _create(
         key = key_of(stream.tenant, session_id or made)
         live = host.directory.get(key) is not None
         if live or key in new or isinstance(elsewhere.get(key), errors.SessionElsewhere):
-            refused.append(
-                (handle, errors.SessionExists(f"session {session_id!r} is live; resume it or choose another id"))
-            )
+            refused.append((handle, exists(session_id)))
         else:
             new[key] = handle
     make_room(host, model, len(new))
@@ -114,6 +176,13 @@ def _create(
         refused.append((handle, no_place(host, model)))
     if new:
         rows = _start(host, stream, model, new, host.limits.idle_timeout if lease is None else lease, labels)
+        if snapshots:
+            fill(host, model, rows, [snapshots[handle] for handle in new.values()], lease, labels)
+            _answer_restored(host, stream, model, rows)
+        else:
+            model.metrics.opened("created", len(rows))
+            granted = model.table.lease.item(rows[0])
+            stream.opened(opened(model, model.table.handle[rows], rows, granted))
         if shadow is not None:
             start_shadows(host, model, rows, shadow)
     return refused
@@ -171,9 +240,22 @@ def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], 
     for (key, handle), row in zip(new.items(), rows.tolist(), strict=True):
         host.directory.add(key, Place(model, row))
         stream.bind(handle, model.base + row)
-    model.metrics.opened("created", len(new))
-    stream.opened(opened(model, handles, rows, lease))
     return rows
+
+
+def _answer_restored(host: Host, stream: Stream, model: ServedModel, rows: RowArray) -> None:
+    """Tells of each when it is durable; the leases of snapshots may differ."""
+
+    def answer(opening: pb.Opened) -> None:
+        stream.backlog -= 1
+        stream.opened(opening)
+
+    model.metrics.opened("restored", len(rows))
+    stream.backlog += len(rows)
+    for row in rows.tolist():
+        one = np.array([row])
+        opening = opened(model, model.table.handle[one], one, model.table.lease.item(row))
+        host.when_durable(model, one, partial(answer, opening))
 
 
 def _resume(

@@ -14,11 +14,12 @@ from hiddenstate_server import errors, listing
 from hiddenstate_server.forking import copy_session
 from hiddenstate_server.host import Host
 from hiddenstate_server.model import ServedModel
-from hiddenstate_server.opening import make_room, no_place
+from hiddenstate_server.opening import check_id, exists, make_room, no_place
 from hiddenstate_server.peers import Peers
 from hiddenstate_server.runtimes import RowArray
-from hiddenstate_server.sessions import Place, key_of
+from hiddenstate_server.sessions import Place, key_of, make_ids
 from hiddenstate_server.tenants import Tenants, is_private
+from hiddenstate_server.transfers import fill, sealed, unsealed
 
 _CLOSED_AT_ONCE = 256
 
@@ -80,6 +81,40 @@ class SessionCalls(pb_grpc.HiddenStateServiceServicer):
         sessions = [listing.session(host, Place(model, copy)) for copy in rows.tolist()]
         await self._durable(model, rows)
         return pb.ForkSessionResponse(sessions=sessions)
+
+    async def ExportSession(self, request: pb.ExportSessionRequest, context: Any) -> pb.ExportSessionResponse:
+        """A snapshot of a session as it is now."""
+        place = await self._settled(key_of(self._tenants.of(context), request.id))
+        (snapshot,) = sealed(self._host, place.model, np.array([place.row]))
+        return pb.ExportSessionResponse(snapshot=snapshot, session=listing.session(self._host, place))
+
+    async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Any) -> pb.RestoreSessionResponse:
+        """A detached session that begins where a snapshot was taken."""
+        host, tenant = self._host, self._tenants.of(context)
+        check_id(request.id)
+        key = key_of(tenant, request.id or make_ids(1)[0])
+        if request.id and self._peers:
+            fate = (await self._peers.fates([key])).get(key)
+            if isinstance(fate, errors.SessionElsewhere):
+                raise exists(request.id)
+        if host.draining:
+            raise errors.Draining("the server is going away; restore the session on another one")
+        model, snapshot = unsealed(host, tenant, request.snapshot)
+        if host.directory.get(key) is not None:
+            raise exists(request.id)
+        make_room(host, model, 1)
+        if not model.arena.free:
+            raise no_place(host, model)
+        rows = model.arena.allocate(1)
+        model.table.start(rows, [key], snapshot.lease, host.clock())
+        model.table.detach(rows, host.clock())
+        fill(host, model, rows, [snapshot], None, "")
+        place = Place(model, int(rows[0]))
+        host.directory.add(key, place)
+        model.metrics.opened("restored", 1)
+        session = listing.session(host, place)
+        await self._durable(model, rows)
+        return pb.RestoreSessionResponse(session=session)
 
     async def WatchSession(
         self, request: pb.WatchSessionRequest, context: Any

@@ -41,6 +41,11 @@ def _size(value: object) -> object:
     return int(match[1]) * {"KiB": 2**10, "MiB": 2**20, None: 1}[match[2]] if match else value
 
 
+def _state_folder() -> Path:
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "hiddenstate"
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
@@ -121,6 +126,15 @@ class Settings(BaseModel):
     max_idle_timeout: Seconds = Field(default=86_400.0, description="Longest lease a client gets.")
     detach_timeout: Seconds = Field(default=60.0, description="How long a session outlives its stream, to be resumed.")
     drain_timeout: Seconds = Field(default=30.0, description="How long SIGTERM lets work under way finish.")
+    state_folder: Path = Field(
+        default_factory=_state_folder,
+        description="Folder of what the server keeps; by default hiddenstate in XDG_STATE_HOME, or ~/.local/state.",
+    )
+    snapshot_key_file: Path | None = Field(
+        default=None,
+        description="File with the key that snapshots are sealed with, the same on all replicas. Without it, "
+        "HIDDENSTATE_SNAPSHOT_KEY is the key, or else one that is made in the state folder.",
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="Logs for people or programs.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe record shown."

@@ -95,6 +95,7 @@ class Stream:
         self._faults: deque[pb.Fault] = deque()
         self._opened: list[pb.Opened] = []
         self._closed: list[bytes] = []
+        self._exported: deque[pb.Exported] = deque()
         self._leases: list[bytes] = []
         self._flowing: dict[Continuation, None] = {}
         self._due = False
@@ -178,6 +179,12 @@ class Stream:
         self.unsent += len(handles) // 4
         self.wake()
 
+    def exported(self, exported: pb.Exported) -> None:
+        """Adds a snapshot."""
+        self._exported.append(exported)
+        self.unsent += 1
+        self.wake()
+
     def leases(self, handles: bytes) -> None:
         """Adds leases renewed, uint32 [n]."""
         self._leases.append(handles)
@@ -252,6 +259,12 @@ class Stream:
             response.closed = b"".join(self._closed)
             rows += len(response.closed) // 4
             self._closed.clear()
+        size = 0
+        while self._exported and size < _REPLY_BYTES:
+            exported = self._exported.popleft()
+            response.exported.append(exported)
+            size += len(exported.snapshot)
+            rows += 1
         if self._leases:
             response.leases.handles = b"".join(self._leases)
             entries += len(self._leases)
@@ -265,7 +278,7 @@ class Stream:
         for _ in range(min(len(self._faults), _REPLY_FAULTS)):
             response.faults.append(self._faults.popleft())
             entries += 1
-        self._due = bool(self._parts or self._faults or self._flowing)
+        self._due = bool(self._parts or self._exported or self._faults or self._flowing)
         self._taken = rows + entries
         return response.SerializeToString(), parts, rows
 

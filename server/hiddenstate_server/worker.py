@@ -27,6 +27,7 @@ from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.rewarming import Moving
 from hiddenstate_server.service import HiddenStateService, register
 from hiddenstate_server.settings import Settings
+from hiddenstate_server.snapshots import snapshot_key
 from hiddenstate_server.tenants import Tenants
 from hiddenstate_server.tls import server_credentials
 from hiddenstate_server.tokens import read_tokens
@@ -49,7 +50,8 @@ class Worker:
     """A host behind a gRPC server. `start`, then `run` until `drain` has finished."""
 
     def __init__(self, settings: Settings, models: Sequence[LoadedModel], peers: Peers | None = None) -> None:
-        self.host = Host(settings.limits, Metrics(__version__))
+        key = snapshot_key(settings.snapshot_key_file, settings.state_folder)
+        self.host = Host(settings.limits, Metrics(__version__), snapshot_key=key)
         for model in models:
             self.host.add_model(*model)
         self._settings = settings

@@ -66,13 +66,14 @@ Serve = Callable[..., Awaitable[Serving]]
 
 
 @pytest.fixture
-async def serve(loaded: list[LoadedModel], bundles: Path) -> AsyncIterator[Serve]:
+async def serve(loaded: list[LoadedModel], bundles: Path, tmp_path: Path) -> AsyncIterator[Serve]:
     """Starts servers; keyword arguments are settings. They must leave their hosts in order."""
     defaults: dict[str, Any] = {"models": bundles, "max_batch": 64, "metrics_port": 0, "max_sessions": 10_000}
     running: list[tuple[Serving, asyncio.Task[None]]] = []
 
     async def start(**changed: Any) -> Serving:
-        settings = Settings(**(defaults | changed))
+        folder = tmp_path / f"state-{len(running)}"
+        settings = Settings(**(defaults | {"state_folder": folder} | changed))
         worker = Worker(settings, load_models(settings) if "models" in changed else loaded)
         port = await worker.start(["127.0.0.1:0"])
         serving = Serving(worker, port)

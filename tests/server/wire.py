@@ -111,6 +111,11 @@ def rewarm(handles: Iterable[int], version: str = "") -> pb.StreamRequest:
     return pb.StreamRequest(rewarm=pb.Rewarm(handles=u4(handles), version=version))
 
 
+def export(handles: Iterable[int]) -> pb.StreamRequest:
+    """An Export frame."""
+    return pb.StreamRequest(export=pb.Export(handles=u4(handles)))
+
+
 def heartbeat(handles: Iterable[int] = ()) -> pb.StreamRequest:
     """A Heartbeat frame."""
     return pb.StreamRequest(heartbeat=pb.Heartbeat(handles=u4(handles)))
@@ -224,6 +229,7 @@ class Replies:
         self.peeked: list[Answer] = []
         self.rewound: list[Answer] = []
         self.continuations: dict[int, Continuation] = defaultdict(Continuation)
+        self.exported: list[pb.Exported] = []
         self.closed: list[int] = []
         self.leases: list[int] = []
         self.faults: list[Refused] = []
@@ -245,6 +251,7 @@ class Replies:
             self.rewound += answers(predictions)
         for generated in response.generated:
             self.continuations[generated.call].add(generated)
+        self.exported += response.exported
         self.closed += [handle for (handle,) in struct.iter_unpack("<I", response.closed)]
         self.leases += [handle for (handle,) in struct.iter_unpack("<I", response.leases.handles)]
         self.faults += map(refused, response.faults)
