@@ -139,7 +139,7 @@ class Protocol:
         self._phase = np.zeros(0, np.uint8)  # kind taken in the current round
         self._step = np.zeros(0, np.int64)  # last step answered
         self._next = np.zeros(0, np.int64)  # next step to send
-        self._seen = np.zeros(0, np.int64)  # last step answered on this connection
+        self._seen = np.zeros(0, np.int64)  # last step answered on this connection, while there are replays
         self._durable = np.zeros(0, np.int64)  # last step that is safe in the server's store
         self._base = np.zeros(0, np.int64)  # later steps were sent by this client
         self._lasting = np.zeros(0, bool)  # whether the server ever makes anything safe
@@ -331,8 +331,8 @@ class Protocol:
         gate = self._gate[call.handles]
         if call.kind is Kind.HEARTBEAT:
             return not (gate & ~np.uint8(_HELD)).any()
-        if call.kind is Kind.REWIND and (self._runs.call[call.handles] != IDLE).any():
-            return False  # what is taken back is answered first, so that steps mean the same on both sides
+        if isinstance(call, Asking) and (self._runs.call[call.handles] != IDLE).any():
+            return False  # an observation that is refused must not be overtaken
         return not gate.any()
 
     def _number(self, call: Observing) -> Rows:
@@ -385,10 +385,11 @@ class Protocol:
         for opened in response.opened:
             self._on_opened(opened)
         for predictions in response.observed:
-            self._on_observed(*self._parse(predictions))
+            self._on_observed(predictions)
         for kind, answers in ((Kind.PEEK, response.peeked), (Kind.REWIND, response.rewound)):
             for predictions in answers:
-                handles, columns = self._parse(predictions)
+                handles, columns = Columns.parse(predictions)
+                self._note_durable(handles, predictions.durable_steps)
                 for row, handle in enumerate(handles.tolist()):
                     self._on_prediction(kind, handle, columns.take(slice(row, row + 1)))
         if response.HasField("leases"):
@@ -572,12 +573,8 @@ class Protocol:
 
     # answers
 
-    def _parse(self, predictions: pb.Predictions) -> tuple[Array, Columns]:
-        handles, columns = Columns.parse(predictions)
-        self._note_durable(handles, predictions.durable_steps)
-        return handles, columns
-
     def _note_durable(self, handles: Array, packed: bytes) -> None:
+        """For answers that may come out of order with rewinds."""
         if not packed:
             return
         known = handles < len(self._next)
@@ -585,17 +582,21 @@ class Protocol:
         steps = np.minimum(np.frombuffer(packed, "<u8").astype(np.int64)[known], self._next[rows] - 1)
         self._durable[rows] = np.maximum(self._durable[rows], steps)
 
-    def _on_observed(self, handles: Array, columns: Columns) -> None:
-        steps = columns.steps.astype(np.int64)
-        rows = np.flatnonzero(handles < len(self._step))
-        self._seen[handles[rows]] = np.maximum(self._seen[handles[rows]], steps[rows])
+    def _on_observed(self, predictions: pb.Predictions) -> None:
+        numbers, columns = Columns.parse(predictions)
+        rows = np.flatnonzero(numbers < len(self._step))
+        handles, steps = numbers[rows].astype(np.int64), columns.steps[rows].astype(np.int64)
+        if predictions.durable_steps:
+            self._durable[handles] = np.frombuffer(predictions.durable_steps, "<i8")[rows]
+        if self._replays:
+            self._seen[handles] = np.maximum(self._seen[handles], steps)
         while rows.size:
-            mine, calls, positions, later = self._runs.match(handles[rows], steps[rows], self._step[handles[rows]])
+            mine, calls, positions, later = self._runs.match(handles, steps, self._step[handles])
             if not mine.any():
                 return  # answers that nobody waits for, such as to an observation sent twice
             self._deliver(calls, positions, columns, rows[mine])
-            self._step[handles[rows[mine]]] = steps[rows[mine]]
-            rows = rows[later]
+            self._step[handles[mine]] = steps[mine]
+            rows, handles, steps = rows[later], handles[later], steps[later]
 
     def _deliver(self, numbers: Array, positions: Array, columns: Columns, rows: Array) -> None:
         """Gives rows of `columns` to the calls with these numbers."""
@@ -802,7 +803,7 @@ class Protocol:
     def _reject(self, session: Session, step: int, error: HiddenstateError, now: float) -> None:
         """The observation at `step` was refused for good: the rest of its call fails, later calls move up."""
         handle = session.handle
-        if self._seen[handle] < step <= self._step[handle]:  # it was taken before
+        if handle in self._replays and self._seen[handle] < step <= self._step[handle]:  # it was taken before
             self._end(session, SessionLost(f"session {session.id} cannot go on: {error}", reason=error.reason))
             return
         runs = self._waiting(handle)
@@ -845,7 +846,8 @@ class Protocol:
     def _stall(self, session: Session, step: int, due: float) -> None:
         """Sends the session's observations from `step` on again when `due`; nothing else of it before."""
         handle = session.handle
-        if not self._seen[handle] < step < self._next[handle]:
+        answered = self._seen[handle] if handle in self._replays else self._step[handle]
+        if not answered < step < self._next[handle]:
             return  # a late word about what was answered or given up since
         if handle in self._stalled:
             step = min(step, self._stalled[handle][0])
@@ -857,7 +859,9 @@ class Protocol:
         for handle in [handle for handle, (_, due) in self._stalled.items() if due <= now]:
             step, _ = self._stalled.pop(handle)
             self._gate[handle] &= ~np.uint8(_STALLED)
-            self._catch_up(handle, step - 1)
+            if step < _NEVER:
+                self._seen[handle] = step - 1
+                self._catch_up(handle, step - 1)
 
     def _refuse(self, handle: int, error: HiddenstateError) -> None:
         for run in self._waiting(handle):

@@ -14,8 +14,9 @@ Entry = tuple[Asking, int]
 class Questions:
     """What was asked on this connection, by kind and handle, in order.
 
-    All but heartbeats hold their session: what is asked of it later is sent once they are answered. So a question
-    always concerns the newest observation that was sent, also where it is asked again on another connection.
+    All but heartbeats wait until everything before them is answered, and hold their session: what is asked of it
+    later is sent once they are answered. So a question always concerns the newest observation, also where something
+    is refused for now, or asked again on another connection.
     """
 
     def __init__(self) -> None:

@@ -425,9 +425,13 @@ class Fake(pb_grpc.HiddenStateServiceServicer):
             response.rewound.append(_predictions([(handle, held.step, held)]))
 
     def _fork(self, fork: pb.Fork, handles: dict[int, Held], response: pb.StreamResponse) -> None:
-        allowed = self._asked(fork, handles, response)
+        made = []
         new = np.frombuffer(fork.new_handles, "<u4").tolist()
-        made = [(to, self._copy(handles[at])) for at, to in zip(_handles(fork), new, strict=True) if at in allowed]
+        for handle, new_handle in zip(_handles(fork), new, strict=True):
+            if self.question_refusals:
+                response.faults.append(pb.Fault(handle=new_handle, status=self.question_refusals.pop(0)))
+            else:
+                made.append((new_handle, self._copy(handles[handle])))
         handles.update(made)
         self._opened(made, response)
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from google.rpc import code_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.client.fake import Fake
+from tests.client.fake import Fake, status
 from tests.client.wire import Wire, values
 
 from hiddenstate.calls import Call, Forking, Kind, Observing, Rewinding, Session
@@ -16,6 +17,9 @@ from hiddenstate.errors import AnswersLost, ResourceExhausted, RewindLimit, Sess
 from hiddenstate.frames import Rows
 from hiddenstate.retention import Retention
 from hiddenstate_proto import hiddenstate_pb2 as pb
+
+BUSY = status("SESSION_BACKLOG", code_pb2.RESOURCE_EXHAUSTED, retry_after=0.5)
+AWAY = status("STORE_UNAVAILABLE", code_pb2.UNAVAILABLE, retry_after=1.5)
 
 
 def lasting(rewind_limit: int = 64) -> Fake:
@@ -335,6 +339,10 @@ class Story:
             self.all += (copies := [Expected(copy, list(row.applied), call) for copy in call.copies])
             self.copies.append((call, copies))
 
+    def refuse(self, observations: int, questions: int) -> None:
+        self.wire.fake.refusals = [BUSY] * observations
+        self.wire.fake.question_refusals = [AWAY] * questions
+
     def check(self, *, answers_may_be_lost: bool = False) -> None:
         wire = self.wire
         wire.settle()
@@ -370,6 +378,7 @@ OBSERVING = [
     st.tuples(st.just("observe"), NUMBER.flatmap(lambda i: st.lists(st.just(i), min_size=1, max_size=6))),
     st.tuples(st.just("peek"), NUMBER),
 ]
+REFUSING = st.tuples(st.just("refuse"), st.integers(0, 3), st.integers(0, 2))
 MOVING = [st.tuples(st.just("rewind"), NUMBER, st.integers(1, 5)), st.tuples(st.just("fork"), NUMBER)]
 
 
@@ -384,7 +393,7 @@ def play(story: Story, actions: list[tuple[object, ...]]) -> None:
 
 
 @settings(deadline=None, max_examples=400)
-@given(st.lists(st.one_of(*OBSERVING, *MOVING, *NETWORK, st.just(("crash", True))), max_size=60))
+@given(st.lists(st.one_of(*OBSERVING, *MOVING, *NETWORK, REFUSING, st.just(("crash", True))), max_size=60))
 def test_the_server_ends_up_with_everything_once_and_every_answer_is_right(actions: list[tuple[object, ...]]) -> None:
     story = Story(lasting())
     play(story, actions)
@@ -394,7 +403,7 @@ def test_the_server_ends_up_with_everything_once_and_every_answer_is_right(actio
 @settings(deadline=None, max_examples=150)
 @given(
     st.integers(0, 4),
-    st.lists(st.one_of(*OBSERVING, *NETWORK, st.tuples(st.just("crash"), st.booleans())), max_size=60),
+    st.lists(st.one_of(*OBSERVING, *NETWORK, REFUSING, st.tuples(st.just("crash"), st.booleans())), max_size=60),
 )
 def test_where_little_can_be_taken_back_only_answers_are_lost(limit: int, actions: list[tuple[object, ...]]) -> None:
     story = Story(lasting(limit))
