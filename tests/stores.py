@@ -25,7 +25,7 @@ class RedisServer:
 
     def __init__(self, command: str, folder: Path, *flags: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.port = _free_port()
+        self.port = free_port()
         self._log = folder / "redis.log"
         self._command = [command, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
         self._command += ["--appendonly", "yes", "--appendfsync", "always", *flags]
@@ -139,7 +139,7 @@ def redis_cluster(folder: Path, count: int = 3) -> Iterator[RedisCluster]:
         yield cluster
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A TCP port nobody listens on; a cluster's servers also take the one 10,000 above it."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as listener:
