@@ -1,7 +1,7 @@
 """Whatever else happens, a session's outputs are those of a lone model fed its own observations.
 
-Random interleavings of opens, observations, peeks, rewinds, forks, continuations, closes, disconnects, resumes,
-expiries, evictions and ticks run on a host without transport, on a test double and on a real ONNX bundle.
+Random interleavings of opens, observations, peeks, rewinds, forks, snapshots, continuations, closes, disconnects,
+resumes, expiries, evictions and ticks run on a host without transport, on a test double and on a real ONNX bundle.
 """
 
 from dataclasses import dataclass, field
@@ -45,6 +45,7 @@ class Client:
     seen: int = 0
     peeks_seen: int = 0
     rewinds_seen: int = 0
+    exports_seen: int = 0
     calls: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Continuations asked for, and of what history."""
     faults_seen: int = 0
@@ -67,6 +68,8 @@ class Told:
     due: list[History] = field(default_factory=list)
     peeks_due: list[History] = field(default_factory=list)
     rewinds_due: list[History] = field(default_factory=list)
+    exports_due: list[tuple[History, int]] = field(default_factory=list)
+    """With the furthest step that the session had been at."""
     closing: bool = False
     positions: dict[tuple[int, int], History] = field(default_factory=lambda: {(0, 0): ()})
     """By number of rewinds and of observations: all that a resumed session can be found at."""
@@ -82,18 +85,23 @@ class Told:
 
     @property
     def is_answered(self) -> bool:
-        return not (self.due or self.peeks_due or self.rewinds_due)
+        return not (self.due or self.peeks_due or self.rewinds_due or self.exports_due)
 
     def resumed(self, rewinds: int, step: int) -> None:
         self.sent, self.rewinds = list(self.positions[rewinds, step]), rewinds
         self.detach()
 
     def copy(self, handle: int) -> "Told":
-        sent = list(self.sent)
-        return Told(self.holder, handle, sent, 0, self.furthest, positions={(0, len(sent)): tuple(sent)})
+        return begun(self.holder, handle, tuple(self.sent), self.furthest)
 
     def detach(self) -> None:
-        self.closing, self.due, self.peeks_due, self.rewinds_due = False, [], [], []
+        self.closing = False
+        self.due, self.peeks_due, self.rewinds_due, self.exports_due = [], [], [], []
+
+
+def begun(holder: Client | None, handle: int, history: History, furthest: int) -> Told:
+    """A session that begins in the middle."""
+    return Told(holder, handle, list(history), 0, furthest, positions={(0, len(history)): history})
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -108,6 +116,7 @@ class Interleavings(RuleBasedStateMachine):
         self.model = self.host.add_model(info, self.runtime, max_batch=4)
         self.clients: list[Client] = []
         self.sessions: dict[str, Told] = {}
+        self.snapshots: list[tuple[bytes, History, int]] = []
         self.serial = 0
         self.next_handle = 0
 
@@ -159,9 +168,7 @@ class Interleavings(RuleBasedStateMachine):
             if self.host.directory.get(f"/{name}") is not None:
                 self.sessions[name] = Told(client, handle)
                 client.sessions[handle] = name
-        for name in [name for name in self.sessions if self.host.directory.get(f"/{name}") is None]:
-            assert self.sessions[name].holder is None, "an attached session was evicted"
-            del self.sessions[name]
+        self.forget_evicted()
 
     @precondition(lambda self: self.clients)
     @rule(
@@ -271,6 +278,28 @@ class Interleavings(RuleBasedStateMachine):
             told.holder.forks_due |= {handle: told.copy(handle) for handle in handles}
             self.host.receive(told.holder.stream, wire.fork([told.handle] * count, handles))
 
+    @rule(index=st.integers(0, 9))
+    def export(self, index: int) -> None:
+        told = self.sessions.get(self.pick(index) or "")
+        if told is not None and told.holder is not None and not told.closing:
+            told.exports_due.append((tuple(told.sent), told.furthest))
+            self.host.receive(told.holder.stream, wire.export([told.handle]))
+
+    @precondition(lambda self: self.clients and self.snapshots)
+    @rule(who=st.integers(0, 2), index=st.integers(0, 9))
+    def restore(self, who: int, index: int) -> None:
+        """Snapshots outlive their sessions, and can be restored any number of times."""
+        client = self.clients[who % len(self.clients)]
+        snapshot, history, furthest = self.snapshots[-1 - index % len(self.snapshots)]
+        handle, name = self.next_handle, f"session-{self.serial}"
+        self.next_handle += 1
+        self.serial += 1
+        frame = wire.opening([handle], "", ids=[name], mode=pb.OPEN_MODE_RESTORE, snapshots=[snapshot])
+        self.host.receive(client.stream, frame)
+        if self.host.directory.get(f"/{name}") is not None:
+            self.sessions[name], client.sessions[handle] = begun(client, handle, history, furthest), name
+        self.forget_evicted()
+
     @rule(index=st.integers(0, 9), count=st.integers(1, 6))
     def generate(self, index: int, count: int) -> None:
         told = self.sessions.get(self.pick(index) or "")
@@ -343,6 +372,11 @@ class Interleavings(RuleBasedStateMachine):
 
     # what is checked
 
+    def forget_evicted(self) -> None:
+        for name in [name for name in self.sessions if self.host.directory.get(f"/{name}") is None]:
+            assert self.sessions[name].holder is None, "an attached session was evicted"
+            del self.sessions[name]
+
     def forget_ended(self) -> None:
         for name in [name for name in self.sessions if self.host.directory.get(f"/{name}") is None]:
             told = self.sessions[name]
@@ -378,6 +412,11 @@ class Interleavings(RuleBasedStateMachine):
         for answer in client.replies.rewound[client.rewinds_seen :]:
             self.check(answer, self.told(client, answer).rewinds_due.pop(0))
         client.rewinds_seen = len(client.replies.rewound)
+        for exported in client.replies.exported[client.exports_seen :]:
+            history, furthest = self.sessions[client.sessions[exported.handle]].exports_due.pop(0)
+            assert exported.step == len(history)
+            self.snapshots.append((exported.snapshot, history, furthest))
+        client.exports_seen = len(client.replies.exported)
         for call, continuation in client.replies.continuations.items():
             self.check_continuation(continuation, client.calls[call])
 
