@@ -132,5 +132,10 @@ def generate_frame(call: Generating) -> pb.StreamRequest:
     )
 
 
+def cancel_frame(number: int) -> pb.StreamRequest:
+    """The end of a continuation."""
+    return pb.StreamRequest(cancel_generate=pb.CancelGenerate(call=number))
+
+
 def _packed(handles: Any) -> bytes:
     return np.asarray(handles, "<u4").tobytes()

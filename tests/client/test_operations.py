@@ -80,8 +80,7 @@ async def test_fork(client: AsyncClient, serving: Serving) -> None:
         serving.fake.question_refusals = [full, full]
         with pytest.raises(ResourceExhausted):
             await session.fork(2)
-        held = len(client._connection.protocol._sessions)
-        assert held == 5
+        assert client._connection.protocol.sessions == 5
     await copy.close()
 
 
