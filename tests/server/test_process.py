@@ -20,6 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from tests.server.certificates import Authority, credentials
+from tests.server.test_service import reason_of
 from tests.server.wire import Wire, close, opening, values, words
 
 from hiddenstate_models.export import random_bundle
@@ -133,6 +134,40 @@ async def test_drain_ends_at_its_timeout(start: Start) -> None:
     await wire.send(opening([0], "next-word"))
     await wire.send(*(words([0] * 16_000, [3] * 16_000) for _ in range(4)))
     await wire.until(lambda wire: wire.observed)
+    assert await server.stop() == 0
+
+
+async def test_sessions_of_every_worker(start: Start) -> None:
+    """A call may meet a worker that sends it elsewhere; snapshots are good anywhere, and closing is for all."""
+    server = await start("--workers", "2")
+    holders = [server.wire() for _ in range(8)]
+    for index, wire in enumerate(holders):
+        await wire.open([0], "next-word", version="1", ids=[f"s{index}"], labels={"app": "x"})
+    stubs = [pb_grpc.HiddenStateServiceStub(server.channel()) for _ in range(8)]
+
+    async def tried(call: Callable[[Any], Awaitable[Any]]) -> list[Any]:
+        answers = await asyncio.gather(*map(call, stubs), return_exceptions=True)
+        refused = {reason_of(error) for error in answers if isinstance(error, grpc.aio.AioRpcError)}
+        assert refused <= {"SESSION_ELSEWHERE"}
+        return [answer for answer in answers if not isinstance(answer, grpc.aio.AioRpcError)]
+
+    async def first_seen(stub: Any) -> Any:
+        watching = stub.WatchSession(pb.WatchSessionRequest(id="s3"))
+        seen = await watching.read()
+        watching.cancel()
+        return seen
+
+    assert await tried(first_seen)
+    assert await tried(lambda stub: stub.ForkSession(pb.ForkSessionRequest(id="s3")))
+    exported = await tried(lambda stub: stub.ExportSession(pb.ExportSessionRequest(id="s3")))
+    request = pb.RestoreSessionRequest(snapshot=exported[0].snapshot)
+    assert len(await tried(lambda stub: stub.RestoreSession(request))) == len(stubs)
+    everything: Any = stubs[0]
+    count = (await everything.ListSessions(pb.ListSessionsRequest(labels={"app": "x"}))).total_size
+    assert (await everything.CloseSessions(pb.CloseSessionsRequest(labels={"app": "x"}))).closed == count >= 17
+    for wire in holders:
+        await wire.until(lambda wire: wire.reasons == ["SESSION_CLOSED"])
+    assert (await everything.ListSessions(pb.ListSessionsRequest())).total_size == 0
     assert await server.stop() == 0
 
 
