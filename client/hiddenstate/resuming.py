@@ -46,7 +46,8 @@ def way_on(known: Known, step: int, rewinds: int, lowest: int) -> Way | None:
         return Way(step) if applied else None  # else somebody else rewound it
     wanted = known.answered if known.target is None else known.target
     if rewinds < known.rewinds:
-        to = min(step, lowest, wanted)
+        # a rewind that is awaited goes on from wherever the one before it is made again
+        to = min(step, lowest) if known.target is not None else min(step, lowest, wanted)
         return Way(to, rewind=known.rewinds) if to >= known.kept else None
     if step <= wanted:
         return Way(step) if step >= known.kept else None

@@ -130,7 +130,7 @@ class Server(Program):
     ) -> None:
         self.port, self.metrics_port = free_port(), free_port()
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--metrics-port", str(self.metrics_port)]
-        command = [*launcher, COMMAND, *where, "--models", str(models)]
+        command = [*launcher, COMMAND, *where, "--models", str(models), "--state-folder", str(folder / name)]
         super().__init__([*command, *flags], folder / f"{name}.log", r"ready on \S+:\d+")
 
     @property
