@@ -48,6 +48,22 @@ def test_what_a_crash_lost_is_replayed_exactly() -> None:
     assert wire.protocol.step(session) == 5
 
 
+def test_a_lost_rewind_is_made_again_while_an_observation_waits() -> None:
+    wire = Wire(lasting())
+    (session,) = wire.open("s")
+    wire.protocol.observe(session, values(1, 2, 3, 4))
+    wire.settle()
+    wire.fake.store()
+    wire.protocol.rewind(session, 3)
+    wire.settle()
+    call = wire.protocol.observe(session, values(5))
+    wire.crash()
+    wire.settle()
+    assert wire.fake.sessions["s"].applied == [1, 5]
+    assert call.columns().steps.tolist() == [2]
+    assert wire.protocol.step(session) == 2
+
+
 def test_durable_steps_come_with_every_answer() -> None:
     wire = Wire(lasting())
     (session,) = wire.open("s")
