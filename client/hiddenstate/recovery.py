@@ -124,7 +124,7 @@ class Recovery:
             return
         if way.lost:
             self._ledger.lose(handle, runs, way.lost)
-        if step > sent and target is None:
+        if step > sent and target is None and way.rewind is None:
             self._marks.base[handle] = self._marks.step[handle] = step
             self._marks.next[handle] = step + 1
         self._marks.seen[handle] = way.step
