@@ -152,18 +152,19 @@ function operations.heads()
   return heads
 end
 
--- Tenant, model, labels, idle for, after, how many at most (0: all are counted)
+-- Tenant, model, labels, idle for, after, how many at most (0: all that match are counted)
 -- -> how many match, and their members of `live`.
 function operations.page()
   local live, model, labels, limit = prefix .. 'live:' .. ARGV[3], ARGV[4], cjson.decode(ARGV[5]), tonumber(ARGV[8])
   local idle_for, after = tonumber(ARGV[6]), ARGV[7]
+  local looks = idle_for > 0 or next(labels)
 
   local function matches(member)
     local key, its_model = member:match('^%d+%z(.-)%z(.*)$')
     if model ~= '' and model ~= its_model then
       return false
     end
-    if idle_for == 0 and not next(labels) then
+    if not looks then
       return true
     end
     local found = head(key)
@@ -180,8 +181,9 @@ function operations.page()
   end
 
   local members, count = {}, 0
+  local size = model == '' and not looks and limit or CHUNK
   repeat
-    local chunk = call('ZRANGEBYLEX', live, after, '+', 'LIMIT', 0, CHUNK)
+    local chunk = call('ZRANGEBYLEX', live, after, '+', 'LIMIT', 0, size)
     for _, member in ipairs(chunk) do
       if matches(member) then
         count = count + 1
@@ -194,7 +196,7 @@ function operations.page()
       end
     end
     after = chunk[1] and '(' .. chunk[#chunk]
-  until #chunk < CHUNK
+  until #chunk < size
   return { count, members }
 end
 

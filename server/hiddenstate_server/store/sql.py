@@ -78,9 +78,14 @@ CLAIM = f"UPDATE sessions SET owner = ?, fence = fence + 1 WHERE ended = '' AND 
 _PACKED = {name: name for name in _COLUMNS} | {
     name: f"json(printf('%!.17g', {name}))" for name in ("last_use", "lease")
 }
-_WHOLE = ", ".join((_PACKED | {"body": "hex(body)"}).values())
 _WITHOUT_BODY = ", ".join((_PACKED | {"body": "length(body)"}).values())
-FIND = f"SELECT json_group_array(json_array({_WHOLE})) FROM sessions WHERE {_AMONG_KEYS}"
+FIND = f"""SELECT json_group_array(json_array(id, {_WITHOUT_BODY})) FROM sessions WHERE {_AMONG_KEYS}"""
+
+
+def bodies(count: int) -> str:
+    """One row with a column for each of so many ids."""
+    return "SELECT " + ", ".join(["(SELECT body FROM sessions WHERE id = ?)"] * count)
+
 
 _HAS_LABELS = """CASE sessions.labels WHEN '' THEN 0 ELSE NOT EXISTS (
     SELECT * FROM json_each(:labels) AS wanted WHERE NOT EXISTS (

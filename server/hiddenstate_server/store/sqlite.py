@@ -26,6 +26,8 @@ _BUSY = 5.0
 """Seconds to wait for another process's transaction."""
 _ROWS = 2_000
 """Records in a statement; SQLite binds 32,766 values at most."""
+_BODIES = 500
+"""Bodies in a row; SQLite allows 2,000 columns."""
 _CHECKPOINT = 8_192
 """Pages of the log that are written back to the file at once: what many batches touched is then written once."""
 _LOG_LIMIT = 2**26
@@ -82,7 +84,7 @@ class SQLiteStore:
             return _found(connection, keys)
 
     def find(self, keys: Sequence[str]) -> dict[str, Record]:
-        with self._connection() as connection:
+        with self._connection() as connection, _transaction(connection, "DEFERRED"):
             return _found(connection, keys)
 
     def page(
@@ -214,8 +216,16 @@ def _write(connection: sqlite3.Connection, records: Sequence[Record]) -> list[st
 
 
 def _found(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Record]:
-    rows = json.loads(_only(connection, sql.FIND, (json.dumps(keys),)))
-    return {fields[0]: Record._make((*fields[:-1], bytes.fromhex(fields[-1]), 0)) for fields in rows}
+    """Within a transaction: bodies come as columns of one row, since JSON would have to spell them out."""
+    found = {}
+    for start in range(0, len(keys), _BODIES):
+        rows = json.loads(_only(connection, sql.FIND, (json.dumps(keys[start : start + _BODIES]),)))
+        if rows:
+            bodies = connection.execute(sql.bodies(len(rows)), [fields[0] for fields in rows]).fetchone()
+            found |= {
+                fields[1]: Record._make((*fields[1:-1], body, 0)) for fields, body in zip(rows, bodies, strict=True)
+            }
+    return found
 
 
 def _only(connection: sqlite3.Connection, query: str, values: Sequence[object] | dict[str, object] = ()) -> Any:
