@@ -54,9 +54,9 @@ def lose_count(_host: Host, model: ServedModel) -> None:
     model.scheduler.pending[model.table.live()[0]] = 1
 
 
-def busy_host(**limits: float) -> tuple[Host, ServedModel]:
+def busy_host() -> tuple[Host, ServedModel]:
     """A host of some sessions, some rows given back, nothing queued."""
-    host, model, _ = make_host(Clock(), **limits)
+    host, model, _ = make_host(Clock())
     stream = host.connect()
     host.receive(stream, opening(range(10), "words", ids=[f"s{i}" for i in range(10)]))
     host.receive(stream, words(range(10), range(10)))
