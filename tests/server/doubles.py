@@ -20,8 +20,8 @@ class MixingWords:
     state_size = STATE_SIZE
     description = "test double"
 
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
         self.recurrent = rng.normal(0, 0.7, (STATE_SIZE, STATE_SIZE)).astype(np.float32)
         self.embedding = rng.normal(0, 1, (len(VOCABULARY), STATE_SIZE)).astype(np.float32)
         self.fail = False
