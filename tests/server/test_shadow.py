@@ -202,11 +202,17 @@ def test_it_ends_with_its_session_wherever_that_goes(shadowed: Shadowed) -> None
 
 
 def test_it_follows_into_a_third_version(shadowed: Shadowed) -> None:
-    third = shadowed.host.add_model(replace(WORDS, version="3"), MixingWords(), 8)
-    shadowed.receive(words([0] * 2, [3, 4]), rewarm([0], "3"), words([0], [5]))
+    """Its words are mapped from the vocabulary of the version that its session is in now."""
+    assert WORDS.text is not None
+    words_3 = tuple(reversed(WORDS.text.vocabulary))
+    text = replace(WORDS.text, vocabulary=words_3, token_ids={word: i for i, word in enumerate(words_3)})
+    third = shadowed.host.add_model(replace(WORDS, version="3", text=text), MixingWords(), 8)
+    shadowed.receive(words([0] * 2, [3, 4]), rewarm([0], "3"))
+    shadowed.settle()
+    shadowed.receive(words([0], [words_3.index("word3")]))
     shadowed.settle()
     assert third.followers.shadow_version(int(third.table.live()[0])) == "2"
-    np.testing.assert_allclose(shadowed.twin(), shadowed.lone([3, 4, 5]), rtol=1e-5)
+    np.testing.assert_allclose(shadowed.twin(), shadowed.lone([3, 4, WORDS.text.token_ids["word3"]]), rtol=1e-5)
     assert shadowed.old.arena.used == 0
 
 
