@@ -14,7 +14,7 @@ import numpy as np
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
 from hiddenstate_server.model import ServedModel
-from hiddenstate_server.opening import check_handle, make_room, no_place, opened
+from hiddenstate_server.opening import check_handle, make_room, no_place, now_durable, opened
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.scheduler import FORK, Batch
 from hiddenstate_server.sessions import Place, key_of, make_ids, tenant_of
@@ -48,6 +48,7 @@ def begin_forks(host: Host, stream: Stream, frame: pb.Fork) -> None:
     new_handles = frames.handles_of(frame.new_handles, host.limits.max_frame_rows)
     if len(handles) != len(new_handles):
         raise errors.FrameInvalid(f"{len(new_handles)} new_handles for {len(handles)} handles; send one per handle")
+    host.bring_back(stream, handles)
     forks: dict[Place, list[int]] = {}
     for handle, new_handle in zip(handles.tolist(), new_handles.tolist(), strict=True):
         try:
@@ -82,13 +83,16 @@ def fork(host: Host, model: ServedModel, batch: Batch, _now: float) -> None:
             error = no_place(host, model)
             host.metrics.fault(error)
             asked.refuse(handle, error)
-        host.when_durable(model, rows, partial(_answer, model, stream, rows))
+        # The copies may have no rows any more when they are durable.
+        lease = model.table.lease.item(row)
+        answer = opened(host, model, handles, rows, lease) if len(rows) else None
+        host.when_durable(model, rows, partial(_answer, stream, answer))
 
 
-def _answer(model: ServedModel, stream: Stream, rows: RowArray) -> None:
+def _answer(stream: Stream, answer: pb.Opened | None) -> None:
     stream.backlog -= 1
-    if len(rows):
-        stream.opened(opened(model, model.table.handle[rows], rows, model.table.lease.item(rows[0])))
+    if answer is not None:
+        stream.opened(now_durable(answer))
 
 
 def copy_session(host: Host, model: ServedModel, row: int, count: int, keep: RowArray) -> RowArray:

@@ -10,7 +10,7 @@ in.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class History:
         """The first step that can be gone back to, however near it is; 0 if the row began here."""
         self._columns = (self._inputs, self._states, self._at, self._newest, self._furthest, self._first)
         names = ("inputs", "states", "at", "newest", "furthest", "first")
-        self.columns = dict(zip(names, self._columns, strict=True)) if limit else {}
+        self.columns: dict[str, NDArray[Any]] = dict(zip(names, self._columns, strict=True)) if limit else {}
         """All there is of a row, to be read after `settle`, and written."""
         self._noted: list[tuple[RowArray, NDArray[np.int64], InputArray]] = []
 

@@ -5,32 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server import errors, frames, rewarming
+from hiddenstate_server import errors, frames, residence, rewarming
 from hiddenstate_server.forking import begin_forks, fork
 from hiddenstate_server.generating import Generating
 from hiddenstate_server.integrity import checks
+from hiddenstate_server.ledger import Ledger
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.model import Backlogs, ModelInfo, ServedModel
 from hiddenstate_server.opening import open_sessions
+from hiddenstate_server.residence import Known
 from hiddenstate_server.runtimes import InputArray, RowArray, Runtime
 from hiddenstate_server.scheduler import CLOSE, EXPORT, FORK, GENERATE, REWARM, WORDS, Batch
-from hiddenstate_server.sessions import Directory, Ended, Place
+from hiddenstate_server.sessions import Directory, Ended, Place, id_of, tenant_of
 from hiddenstate_server.snapshots import Sealer
-from hiddenstate_server.streams import RESERVED, Stream
+from hiddenstate_server.streams import AWAY, RESERVED, Stream
 from hiddenstate_server.transfers import export
 from hiddenstate_server.watching import Watching
-
-_NOTHING: Mapping[str, errors.ServerError] = MappingProxyType({})
 
 _EXPORTS_AT_ONCE = 1024
 
@@ -45,17 +44,21 @@ class Host:
         limits: Limits,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger | None = None,
         snapshot_key: bytes | None = None,
     ) -> None:
         """Without a key for snapshots there is one that nobody else has."""
         self.limits = limits
         self.metrics = metrics
         self.clock = clock
+        self.ledger = ledger
+        """None where no store is kept."""
         self.wall_offset = time.time_ns() - round(clock() * 1e9)
         """Nanoseconds since 1970 at the clock's zero."""
         self.models: list[ServedModel] = []
         self._slots: dict[int, ServedModel] = {}
         self.directory = Directory(self._model_of)
+        self._known = Known()
         self.streams: dict[int, Stream] = {}
         self.generating = Generating(limits, metrics)
         self.watching = Watching()
@@ -64,6 +67,20 @@ class Host:
         self._deserted: asyncio.Event | None = None
         self._last_stream = 0
         self._last_slot = -1
+        # A frame's sessions have rows while they are at work, even if the arena is full; they leave soon after.
+        self._model_rows = limits.max_sessions + (0 if ledger is None else limits.max_frame_rows)
+
+    @property
+    def durability(self) -> pb.Durability.ValueType:
+        """What is promised."""
+        if self.ledger is None:
+            return pb.DURABILITY_NONE
+        return pb.DURABILITY_EVERY_STEP if self.ledger.every_step else pb.DURABILITY_BEHIND
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since 1970 at the clock's zero."""
+        return self.wall_offset / 1e9
 
     # what is served
 
@@ -74,14 +91,15 @@ class Host:
         model = ServedModel(
             info,
             runtime,
-            capacity=self.limits.max_sessions,
+            capacity=self._model_rows,
             max_batch=max_batch,
-            base=self._last_slot * self.limits.max_sessions,
+            base=self._last_slot * self._model_rows,
             rewind_steps=self.limits.rewind_steps,
             streams=self.streams,
             watching=self.watching,
             backlogs=Backlogs(self.limits.max_session_backlog, self.limits.max_stream_backlog),
             metrics=self.metrics.model(info.name, info.version, info.task, runtime.description),
+            stored="not" if self.ledger is None else "every-step" if self.ledger.every_step else "behind",
         )
         model.on(CLOSE, partial(self._finish_closing, model))
         model.on(GENERATE, partial(self.generating.begin, model))
@@ -112,7 +130,7 @@ class Host:
         for model in [model for model in self.models if model.retired and not model.sessions]:
             model.give_up_twins(model.arena.used)
             self.models.remove(model)
-            del self._slots[model.base // self.limits.max_sessions]
+            del self._slots[model.base // self._model_rows]
             model.unload()
             log.info("model unloaded", model=model.info.name, version=model.info.version)
 
@@ -121,8 +139,13 @@ class Host:
     def connect(self, tenant: str = "") -> Stream:
         """A new stream of a tenant, without sessions."""
         self._last_stream += 1
-        limits = self.limits
-        stream = Stream(self._last_stream, tenant, limits.max_sessions_per_stream, max_unsent=limits.max_frame_rows)
+        stream = Stream(
+            self._last_stream,
+            tenant,
+            self.limits.max_sessions_per_stream,
+            max_unsent=self.limits.max_frame_rows,
+            held=None if self.ledger is None else self.ledger.held,
+        )
         self.streams[stream.number] = stream
         return stream
 
@@ -133,9 +156,18 @@ class Host:
             model.drop(rows)
             model.table.detach(rows, now)
         self.generating.disconnect(stream)
+        if self.ledger is not None:
+            for _, key in stream.away:
+                self.ledger.let_go(key)
+            self.ledger.hurry()
         del self.streams[stream.number]
         if self._deserted is not None and not self.streams:
             self._deserted.set()
+
+    def abandon(self) -> None:
+        """Drops everything queued."""
+        for model in self.models:
+            model.drop(np.flatnonzero(model.scheduler.pending))
 
     async def deserted(self) -> None:
         """Waits until no stream is left."""
@@ -145,13 +177,13 @@ class Host:
 
     # frames
 
-    def receive(
-        self, stream: Stream, request: pb.StreamRequest, elsewhere: Mapping[str, errors.ServerError] = _NOTHING
-    ) -> None:
+    def receive(self, stream: Stream, request: pb.StreamRequest, known: Known | None = None) -> None:
         """Does what a frame asks for; what is wrong becomes faults on the stream.
 
-        `elsewhere` says what other processes know of the keys in an open.
+        `known` says what other processes, and the store, know of the keys in it. Raises NeedsStore, or NeedsRoom,
+        before anything is done.
         """
+        self._known = known or Known()
         try:
             match request.WhichOneof("frame"):
                 case "observe":
@@ -167,7 +199,7 @@ class Host:
                 case "cancel_generate":
                     self.generating.cancel(stream, request.cancel_generate.call)
                 case "open":
-                    open_sessions(self, stream, request.open, elsewhere)
+                    open_sessions(self, stream, request.open, self._known)
                 case "export":
                     self._export(stream, request.export)
                 case "fork":
@@ -277,11 +309,9 @@ class Host:
         try:
             if self.draining:
                 raise errors.Draining("the server is going away; ask another one")
-            row = stream.row_of(generate.handle)
-            if row < 0:
-                raise _no_session(row)
-            model = self._model_of(row)
-            self.generating.accept(stream, model, row - model.base, generate, self.clock())
+            self.bring_back(stream, np.array([generate.handle], np.uint32))
+            model, row = self.place(stream, generate.handle)
+            self.generating.accept(stream, model, row, generate, self.clock())
         except errors.ServerError as error:
             self.metrics.fault(error)
             stream.fault(error, generate.handle, call=generate.call)
@@ -297,10 +327,25 @@ class Host:
         else:
             handles = stream.bound_handles().astype(np.uint32)
         renewed = []
+        durable = []
+        if len(stream.away):
+            handles, *away = self._renew_away(stream, handles, everything=not heartbeat.handles)
+            renewed.append(away[0])
+            durable.append(away[1])
         for model, rows, _ in self._located(stream, handles, None) if len(handles) else ():
             model.table.last_use[rows] = self.clock()
             renewed.append(frames.handle_bytes(model.table.handle[rows]))
-        stream.leases(b"".join(renewed))
+            durable.append(frames.step_bytes(model.table.durable[rows]))
+        stream.leases(b"".join(renewed), b"" if self.ledger is None else b"".join(durable))
+
+    def _renew_away(
+        self, stream: Stream, handles: NDArray[np.uint32], everything: bool
+    ) -> tuple[NDArray[np.uint32], bytes, bytes]:
+        """Renews leases of sessions without rows: the other handles, those renewed, and how far they are durable."""
+        is_away = stream.lookup(handles) == AWAY
+        away = stream.away.handles() if everything else handles[is_away]
+        stream.away.used[away] = self.clock()
+        return handles[~is_away], frames.handle_bytes(away), frames.step_bytes(stream.away.durable[away])
 
     def _located(
         self, stream: Stream, handles: NDArray[np.uint32], steps: RowArray | None
@@ -316,9 +361,11 @@ class Host:
             local = rows - model.base
             if len(rows) == 1 or (int(local.min()) >= 0 and int(local.max()) < model.capacity):
                 return [(model, local, None)]
+        self.bring_back(stream, handles)
+        rows = stream.lookup(handles)
         for position in np.flatnonzero(rows < 0).tolist():
             step = 0 if steps is None else max(0, int(steps[position]))
-            self._refuse(stream, _no_session(int(rows[position])), int(handles[position]), step)
+            self._refuse(stream, self._no_session(stream, handles.item(position)), handles.item(position), step)
         located = []
         for model in self.models:
             positions = np.flatnonzero((rows >= model.base) & (rows < model.base + model.capacity))
@@ -326,20 +373,42 @@ class Host:
                 located.append((model, rows[positions] - model.base, positions))
         return located
 
+    def bring_back(self, stream: Stream, handles: NDArray[np.uint32]) -> None:
+        """Gives rows to the sessions of these handles that have none, where that is possible.
+
+        Raises NeedsStore or NeedsRoom before anything is done.
+        """
+        rows = stream.lookup(handles)
+        if self.ledger is not None and (rows == AWAY).any():
+            residence.bring_back(self, stream, handles, rows, self._known)
+
     def place(self, stream: Stream, handle: int) -> Place:
         """The session of a stream's handle; how it left, or HandleUnknown, if there is none."""
         row = stream.row_of(handle)
         if row < 0:
-            raise _no_session(row)
+            raise self._no_session(stream, handle)
         model = self._model_of(row)
         return Place(model, row - model.base)
 
-    def when_durable(self, _model: ServedModel, _rows: RowArray, then: Callable[[], None]) -> None:
+    def when_durable(self, model: ServedModel, rows: RowArray, then: Callable[[], None]) -> None:
         """Calls `then` when new sessions are as safe as the durability promises."""
-        then()
+        if self.ledger is None:
+            then()
+        else:
+            self.ledger.when_durable([model.table.keys[row] for row in rows.tolist()], then)
+
+    def _no_session(self, stream: Stream, handle: int) -> errors.ServerError:
+        code = stream.row_of(handle)
+        if code == AWAY:
+            return self._known.refusals[stream.away.key(handle)]
+        if code in _ENDINGS:
+            return Ended(code).error()
+        if code == RESERVED:
+            return errors.HandleUnknown("the handle's session is on its way; wait until it is opened")
+        return errors.HandleUnknown("the handle is not open on this stream; open a session with it first")
 
     def _model_of(self, row: int) -> ServedModel:
-        return self._slots[row // self.limits.max_sessions]
+        return self._slots[row // self._model_rows]
 
     def _by_model(self, rows: RowArray) -> Iterable[tuple[ServedModel, RowArray]]:
         for model in self.models:
@@ -386,18 +455,26 @@ class Host:
         """Ends sessions whose lease or detach time-out has run out; holders are told."""
         now = self.clock()
         for model in self.models:
-            rows = model.table.expired(now, self.limits.detach_timeout)
+            rows, deserted = model.table.expired(now), model.table.deserted(now, self.limits.detach_timeout)
+            if self.ledger is None:
+                rows = np.union1d(rows, deserted)
             rows = rows[model.scheduler.pending[rows] == 0]
-            if not len(rows):
-                continue
-            for row in rows[model.table.stream[rows] >= 0].tolist():
-                stream = self.streams[int(model.table.stream[row])]
-                self._refuse(stream, Ended.EXPIRED.error(), int(model.table.handle[row]))
-            self.end(model, rows, Ended.EXPIRED)
+            if len(rows):
+                for row in rows[model.table.stream[rows] >= 0].tolist():
+                    stream = self.streams[int(model.table.stream[row])]
+                    self._refuse(stream, Ended.EXPIRED.error(), int(model.table.handle[row]))
+                self.end(model, rows, Ended.EXPIRED)
+            if self.ledger is not None:
+                residence.park(self, model, deserted[np.isfinite(model.table.detached_at[deserted])])
+                residence.make_room(self, model, 0)
+        if self.ledger is not None:
+            residence.expire_away(self)
 
     def end(self, model: ServedModel, rows: RowArray, ending: Ended) -> None:
         """Forgets sessions with nothing queued, remembers how they ended, zeroes and frees their rows."""
         table, reason, now = model.table, ending.name.lower(), time.time_ns()
+        if self.ledger is not None:
+            residence.record_ends(self, model, rows, ending)
         for row in rows.tolist():
             stream = self.streams.get(int(table.stream[row]))
             if stream is not None:
@@ -406,7 +483,8 @@ class Host:
             self.watching.end(table.keys[row], ending.error())
             log.info(
                 "session ended",
-                session=table.keys[row],
+                session=id_of(table.keys[row]),
+                tenant=tenant_of(table.keys[row]),
                 model=model.info.name,
                 version=model.info.version,
                 reason=reason,
@@ -421,20 +499,13 @@ class Host:
         self.metrics.flush()
         self.metrics.generating.set(self.generating.active)
         for model in self.models:
-            model.metrics.flush(model.sessions, model.arena.used, model.arena.free)
+            used = model.arena.used
+            model.metrics.flush(model.sessions, used, max(0, self.limits.max_sessions - used))
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless models, streams and keys agree."""
         for _ in checks(self):
             pass
-
-
-def _no_session(code: int) -> errors.ServerError:
-    if code in _ENDINGS:
-        return Ended(code).error()
-    if code == RESERVED:
-        return errors.HandleUnknown("the handle's session is on its way; wait until it is opened")
-    return errors.HandleUnknown("the handle is not open on this stream; open a session with it first")
 
 
 _ENDINGS: Sequence[int] = tuple(ending.value for ending in Ended)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import structlog
 
+from hiddenstate_server import residence
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.streams import Stream
 
@@ -37,6 +38,8 @@ def checks(host: Host) -> Iterator[None]:
     if live != len(host.directory):
         raise AssertionError(f"{len(host.directory)} keys for {live} sessions")
     host.generating.check_integrity(host.streams.values())
+    if host.ledger is not None:
+        residence.check_integrity(host)
     yield
     for stream in list(host.streams.values()):
         if stream.number in host.streams:

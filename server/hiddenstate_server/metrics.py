@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ SECONDS = (
 )  # fmt: skip
 ROWS = tuple(float(2**power) for power in range(0, 15))
 BYTES = tuple(float(2**power) for power in range(8, 24, 2))
+GaugeMode = Literal["livesum", "livemax"]
 _FOLD_AT = 4096
 
 _Family = TypeVar("_Family", bound=MetricWrapperBase)
@@ -175,6 +176,71 @@ class ModelMetrics:
         self._metrics.forget(*self._labels)
 
 
+class StoreMetrics:
+    """The metrics of the state store, and of where sessions are."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str, mode: GaugeMode = "livesum") -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
+
+        self._sessions = gauge("hiddenstate_sessions", "Sessions held by this process, by place.", "place")
+        self._evictions = counter("hiddenstate_evictions_total", "Sessions moved out of the arena.", "reason")
+        self._restores = counter("hiddenstate_restores_total", "Sessions brought back into the arena.", "source")
+        self._restore_seconds = BulkHistogram(
+            "hiddenstate_restore_seconds", "Frames that waited for the store.", buckets=SECONDS, registry=registry
+        )
+        self._lag_steps = gauge("hiddenstate_durable_lag_steps", "Observations applied that the store does not have.")
+        self._lag_seconds = gauge(
+            "hiddenstate_durable_lag_seconds", "Age of the oldest change that the store does not have.", mode="livemax"
+        )
+        self._errors = counter("hiddenstate_store_errors_total", "Calls of the store that failed.", "call")
+        self._failing = gauge("hiddenstate_store_failing", "1 while the store fails.", mode="livemax")
+        self._written = counter("hiddenstate_store_records_total", "Records written to the store.")
+        self._batch = BulkHistogram(
+            "hiddenstate_store_batch_rows", "Records written together.", buckets=ROWS, registry=registry
+        )
+        self._write_seconds = BulkHistogram(
+            "hiddenstate_store_write_seconds", "One write to the store.", buckets=SECONDS, registry=registry
+        )
+
+    def evicted(self, reason: str, count: int) -> None:
+        """Counts sessions moved out of the arena."""
+        self._evictions.labels(reason).inc(count)
+
+    def restored(self, source: str, count: int) -> None:
+        """Counts sessions brought back, from memory or the store."""
+        self._restores.labels(source).inc(count)
+
+    def waited(self, seconds: float) -> None:
+        """Notes a frame that waited for the store."""
+        self._restore_seconds.observe(seconds)
+
+    def wrote(self, records: int, seconds: float) -> None:
+        """Notes a write."""
+        self._written.inc(records)
+        self._batch.observe(records)
+        self._write_seconds.observe(seconds)
+
+    def failed(self, call: str) -> None:
+        """Counts a call that failed."""
+        self._errors.labels(call).inc()
+        self._failing.set(1)
+
+    def works(self) -> None:
+        """The store works again."""
+        self._failing.set(0)
+
+    def flush(self, places: Mapping[str, int], lag_steps: int, lag_seconds: float) -> None:
+        """Brings how many sessions are where, and how far the store is behind, to Prometheus."""
+        for place, count in places.items():
+            self._sessions.labels(place).set(count)
+        self._lag_steps.set(lag_steps)
+        self._lag_seconds.set(lag_seconds)
+
+
 class Metrics:
     """All metrics of one process, in a registry of their own."""
 
@@ -236,6 +302,7 @@ class Metrics:
             "hiddenstate_model_info", "1 for each process serving the model.", *model, "task", "runtime"
         )
         self.build_info.labels(version).set(1)
+        self.store = StoreMetrics(self.registry)
         self._frame_size = Tally(self.frame_size)
         self._errors: defaultdict[str, int] = defaultdict(int)
 

@@ -177,6 +177,7 @@ class ServedModel:
         watching: Watching,
         backlogs: Backlogs,
         metrics: ModelMetrics,
+        stored: Literal["not", "behind", "every-step"] = "not",
     ) -> None:
         self.info = info
         self.runtime = runtime
@@ -198,6 +199,8 @@ class ServedModel:
         self.twins: dict[int, Twin] = {}
         """Rows of this model that follow sessions of other versions."""
         self.packer = Packer(self.arena.states, self.arena.outputs._asdict(), self.history.columns)
+        self.at_work = _NO_ROWS
+        """Rows of the batch that is acted on: they stay where they are."""
         self._acts: dict[int, Act] = {}
         self.on(OBSERVE, self._observe)
         self.on(PEEK, self._peek)
@@ -206,8 +209,13 @@ class ServedModel:
         self._streams = streams
         self.backlogs = backlogs
         self._watching = watching
-        self._fields = ("handles", "steps", *self.arena.outputs._fields)
-        columns = (self.table.handle, self.table.applied.view(np.uint64), *self.arena.outputs)
+        # Where answers wait for the store, the step they tell is durable when they leave.
+        self._durable = {"not": None, "behind": self.table.durable, "every-step": self.table.applied}[stored]
+        durable = () if self._durable is None else ("durable_steps",)
+        self._fields = ("handles", "steps", *self.arena.outputs._fields, *durable)
+        columns = [self.table.handle, self.table.applied.view(np.uint64), *self.arena.outputs]
+        if self._durable is not None:
+            columns.append(self._durable.view(np.uint64))
         self._singles = SingleReplies(dict(zip(self._fields, columns, strict=True)), max_batch)
         self._vocabulary = () if info.text is None else info.text.vocabulary
 
@@ -447,10 +455,12 @@ class ServedModel:
             self._step(batch, now)
             return
         kinds = batch.flags & KIND
+        self.at_work = batch.rows
         for kind, act in self._acts.items():
             mask = kinds == kind
             if mask.any():
                 act(batch.only(mask), now)
+        self.at_work = _NO_ROWS
 
     def _observe(self, batch: Batch, now: float) -> None:
         silent = (batch.flags & SILENT) > 0
@@ -473,6 +483,7 @@ class ServedModel:
             places = places_of(batch.rows)
             steps = self.table.applied[places] + 1
             self.table.applied[places] = steps
+            self.table.unsaved[places] = True
             self.history.record(batch.rows, steps, batch.inputs)
             self._deliver(batch.rows, outputs, batch.flags, batch.received)
             if self.followers:
@@ -574,6 +585,8 @@ class ServedModel:
             bounds = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist(), len(rows)]
         columns = [handle_bytes(self.table.handle[rows]), step_bytes(self.table.applied[rows])]
         columns += [column.tobytes() for column in outputs]
+        if self._durable is not None:
+            columns.append(step_bytes(self._durable[rows]))
         widths = [len(column) // len(rows) for column in columns]
         answers = _ANSWERS[int(flags[0]) & KIND]
         for start, end in pairwise(bounds):
@@ -597,7 +610,9 @@ class ServedModel:
         """Hands out answers of plain observations, if each is for another one of the streams `numbers`."""
         if len(set(numbers)) < len(numbers):
             return False
-        columns = (self.table.handle[places], self.table.applied[places], *outputs)
+        columns = [self.table.handle[places], self.table.applied[places], *outputs]
+        if self._durable is not None:
+            columns.append(self._durable[places])
         replies = self._singles.encode(columns)
         for number, reply, at in zip(numbers, replies, received.tolist(), strict=True):
             self._streams[number].answer_single(Single(reply, self._singles, at, self.metrics.observed))
@@ -692,3 +707,6 @@ class ServedModel:
 def marks_of(flags: FlagArray) -> int:
     """All flags that any of the rows has."""
     return int(np.bitwise_or.reduce(flags)) if len(flags) > 1 else flags.item()
+
+
+_NO_ROWS: RowArray = np.empty(0, np.int64)

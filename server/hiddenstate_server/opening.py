@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server import errors, frames
+from hiddenstate_server import errors, frames, residence
 from hiddenstate_server.labels import packed
 from hiddenstate_server.model import ServedModel
+from hiddenstate_server.residence import Known, NeedsStore
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.sessions import Ended, Place, id_of, key_of, make_ids, valid_id
 from hiddenstate_server.snapshots import Snapshot
+from hiddenstate_server.store import Record
 from hiddenstate_server.streams import Stream, duration
 from hiddenstate_server.transfers import fill, unsealed
-from hiddenstate_server.twins import check_related
+from hiddenstate_server.twins import check_related, start_shadows
 
 if TYPE_CHECKING:
     from hiddenstate_server.host import Host
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
 Refusals = list[tuple[int, errors.ServerError]]
 
 
-def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping[str, errors.ServerError]) -> None:
+def open_sessions(host: Host, stream: Stream, frame: pb.Open, known: Known) -> None:
     """Opens or resumes one session per handle; FrameInvalid or InputInvalid refuse the frame.
 
-    `elsewhere` says what other processes know of the keys.
+    `known` says what other processes, and the store, know of the keys. NeedsStore if they have to be asked first.
     """
     handles = frames.handles_of(frame.handles, host.limits.max_frame_rows).tolist()
     ids = list(frame.session_ids)
@@ -40,6 +42,8 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping
     if frame.mode == pb.OPEN_MODE_RESTORE and len(frame.snapshots) != len(handles):
         raise errors.FrameInvalid(f"{len(frame.snapshots)} snapshots for {len(handles)} handles; send one per handle")
     lease, labels = _lease(host, frame), packed(frame.labels)
+    if host.ledger is not None and not host.draining:
+        _ask_store(host, stream, frame, known)
     refused: Refusals = []
     usable: list[tuple[int, str]] = []
     seen: set[int] = set()
@@ -52,15 +56,29 @@ def open_sessions(host: Host, stream: Stream, frame: pb.Open, elsewhere: Mapping
             seen.add(handle)
             usable.append((handle, session_id))
     if frame.mode == pb.OPEN_MODE_RESUME:
-        refused += _resume(host, stream, usable, frame, lease, elsewhere)
+        refused += _resume(host, stream, usable, frame, lease, known)
     elif frame.mode == pb.OPEN_MODE_RESTORE:
         snapshots = dict(zip(handles, frame.snapshots, strict=True))
-        refused += _restore(host, stream, usable, snapshots, frame, lease, labels, elsewhere)
+        refused += _restore(host, stream, usable, snapshots, frame, lease, labels, known)
     else:
-        refused += _create(host, stream, usable, frame, lease, labels, elsewhere)
+        refused += _create(host, stream, usable, frame, lease, labels, known)
     for handle, refusal in refused:
         host.metrics.fault(refusal)
         stream.fault(refusal, handle)
+
+
+def _ask_store(host: Host, stream: Stream, frame: pb.Open, known: Known) -> None:
+    assert host.ledger is not None
+    keys = [key_of(stream.tenant, session_id) for session_id in frame.session_ids if valid_id(session_id)]
+    unasked = [key for key in keys if key not in known.asked]
+    if frame.mode == pb.OPEN_MODE_RESUME:
+        claims = [key for key in unasked if host.ledger.shared or not residence.present(host, key)]
+        if claims:
+            raise NeedsStore(claims=claims)
+        return
+    finds = [key for key in unasked if not residence.known_here(host, key)]
+    if finds:
+        raise NeedsStore(finds=finds)
 
 
 def _lease(host: Host, frame: pb.Open) -> float | None:
@@ -108,13 +126,13 @@ def _create(
     frame: pb.Open,
     lease: float | None,
     labels: str,
-    elsewhere: Mapping[str, errors.ServerError],
+    known: Known,
 ) -> Refusals:
     try:
         model = host.model(frame.model, frame.version)
     except errors.ModelNotFound as error:
         return [(handle, error) for handle, _ in usable]
-    return _make(host, stream, model, usable, {}, frame, lease, labels, elsewhere)
+    return _make(host, stream, model, usable, {}, frame, lease, labels, known)
 
 
 def _restore(
@@ -125,7 +143,7 @@ def _restore(
     frame: pb.Open,
     lease: float | None,
     labels: str,
-    elsewhere: Mapping[str, errors.ServerError],
+    known: Known,
 ) -> Refusals:
     """Makes sessions that begin where the snapshots in `data`, by handle, were taken."""
     refused: Refusals = []
@@ -141,7 +159,7 @@ def _restore(
         else:
             by_model[model].append((handle, session_id))
     for model, of_model in by_model.items():
-        refused += _make(host, stream, model, of_model, snapshots, frame, lease, labels, elsewhere)
+        refused += _make(host, stream, model, of_model, snapshots, frame, lease, labels, known)
     return refused
 
 
@@ -154,7 +172,7 @@ def _make(
     frame: pb.Open,
     lease: float | None,
     labels: str,
-    elsewhere: Mapping[str, errors.ServerError],
+    known: Known,
 ) -> Refusals:
     try:
         shadow = _shadow_model(host, model, frame.shadow_version)
@@ -164,8 +182,10 @@ def _make(
     new: dict[str, int] = {}
     for (handle, session_id), made in zip(usable, make_ids(len(usable)), strict=True):
         key = key_of(stream.tenant, session_id or made)
-        live = host.directory.get(key) is not None
-        if live or key in new or isinstance(elsewhere.get(key), errors.SessionElsewhere):
+        refusal = known.refusals.get(key)
+        if isinstance(refusal, errors.StoreUnavailable):
+            refused.append((handle, refusal))
+        elif key in new or residence.is_live(host, key) or isinstance(refusal, _LIVE):
             refused.append((handle, exists(session_id)))
         else:
             new[key] = handle
@@ -175,16 +195,16 @@ def _make(
         del new[key]
         refused.append((handle, no_place(host, model)))
     if new:
-        rows = _start(host, stream, model, new, host.limits.idle_timeout if lease is None else lease, labels)
+        seconds = host.limits.idle_timeout if lease is None else lease
+        rows = _start(host, stream, model, new, seconds, labels, known)
         if snapshots:
             fill(host, model, rows, [snapshots[handle] for handle in new.values()], lease, labels)
             _answer_restored(host, stream, model, rows)
         else:
             model.metrics.opened("created", len(rows))
-            granted = model.table.lease.item(rows[0])
-            stream.opened(opened(model, model.table.handle[rows], rows, granted))
+            stream.opened(opened(host, model, model.table.handle[rows], rows, model.table.lease.item(rows[0])))
         if shadow is not None:
-            start_shadows(host, model, rows, shadow)
+            start_shadows(model, rows, shadow, host.clock())
     return refused
 
 
@@ -199,17 +219,6 @@ def _shadow_model(host: Host, model: ServedModel, version: str) -> ServedModel |
     return shadow
 
 
-def start_shadows(host: Host, model: ServedModel, rows: RowArray, shadow: ServedModel) -> None:
-    """Has another version follow sessions, fed with what is kept of their observations, as far as it has room."""
-    rows = rows[: shadow.arena.free]
-    if not len(rows):
-        return
-    for row, twin in zip(
-        rows.tolist(), model.followers.start(rows, shadow, compared=True, now=host.clock()), strict=True
-    ):
-        model.followers.lead(row, twin)
-
-
 def no_place(host: Host, model: ServedModel) -> errors.SessionLimit:
     """Why there is no room for another session of this model."""
     limit = host.limits.max_sessions
@@ -219,20 +228,35 @@ def no_place(host: Host, model: ServedModel) -> errors.SessionLimit:
 
 
 def make_room(host: Host, model: ServedModel, count: int, keep: RowArray | None = None) -> None:
-    """Gives up twins, then detached sessions, those used longest ago first, until `count` more fit; `keep` stay."""
+    """Has twins, then sessions used longest ago, give up their rows, so that `count` more fit if possible; `keep` stay.
+
+    Where there is no store they are detached ones, and end.
+    """
+    if host.ledger is not None:
+        residence.make_room(host, model, count, keep)
+        return
     lacking = count - model.arena.free
     if lacking > 0:
         model.give_up_twins(lacking)
         lacking = count - model.arena.free
     if lacking > 0:
-        evicted = model.table.least_recently_used(lacking if keep is None else lacking + len(keep))
+        detached = model.table.detached()
         if keep is not None:
-            evicted = evicted[~np.isin(evicted, keep)][:lacking]
+            detached = detached[~np.isin(detached, keep)]
+        evicted = model.table.longest_unused(detached, lacking)
         if len(evicted):
             host.end(model, evicted, Ended.EVICTED)
 
 
-def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], lease: float, labels: str) -> RowArray:
+def _start(
+    host: Host,
+    stream: Stream,
+    model: ServedModel,
+    new: dict[str, int],
+    lease: float,
+    labels: str,
+    known: Known,
+) -> RowArray:
     rows = model.arena.allocate(len(new))
     handles = np.fromiter(new.values(), np.uint32, len(new))
     model.table.start(rows, list(new), lease, host.clock(), labels)
@@ -240,6 +264,7 @@ def _start(host: Host, stream: Stream, model: ServedModel, new: dict[str, int], 
     for (key, handle), row in zip(new.items(), rows.tolist(), strict=True):
         host.directory.add(key, Place(model, row))
         stream.bind(handle, model.base + row)
+        model.table.fence[row] = residence.make_fence(host, key, known)
     return rows
 
 
@@ -248,13 +273,13 @@ def _answer_restored(host: Host, stream: Stream, model: ServedModel, rows: RowAr
 
     def answer(opening: pb.Opened) -> None:
         stream.backlog -= 1
-        stream.opened(opening)
+        stream.opened(now_durable(opening))
 
     model.metrics.opened("restored", len(rows))
     stream.backlog += len(rows)
     for row in rows.tolist():
         one = np.array([row])
-        opening = opened(model, model.table.handle[one], one, model.table.lease.item(row))
+        opening = opened(host, model, model.table.handle[one], one, model.table.lease.item(row))
         host.when_durable(model, one, partial(answer, opening))
 
 
@@ -264,30 +289,50 @@ def _resume(
     usable: list[tuple[int, str]],
     frame: pb.Open,
     lease: float | None,
-    elsewhere: Mapping[str, errors.ServerError],
+    known: Known,
 ) -> Refusals:
     refused: Refusals = []
     for handle, session_id in usable:
         try:
             key = key_of(stream.tenant, session_id)
             place = host.directory.get(key)
-            if place is None:
-                raise elsewhere.get(key) or host.directory.missing(key)
-            _check_model(place, session_id, frame)
+            record = None if host.ledger is None else host.ledger.live(key)
+            if key in known.refusals and (place is None or key in known.asked):
+                raise known.refusals[key]
+            if place is not None:
+                _check_model(place.model.info.name, session_id, frame)
+                _take_over(host, stream, handle, place, lease)
+            elif record is not None:
+                _check_model(record.model, session_id, frame)
+                _take_stored(host, stream, handle, record, lease)
+            else:
+                raise residence.missing(host, key)
         except errors.ServerError as error:
             refused.append((handle, error))
-            continue
-        _take_over(host, stream, handle, place, lease)
     return refused
 
 
-def _check_model(place: Place, session_id: str, frame: pb.Open) -> None:
-    info = place.model.info
+def _check_model(name: str, session_id: str, frame: pb.Open) -> None:
     # It may have moved to another version than its client knows of; the answer tells which.
-    if frame.model and frame.model != info.name:
+    if frame.model and frame.model != name:
         raise errors.SessionNotFound(
-            f"session {session_id!r} belongs to {info.name}; name that model, or none, to resume it"
+            f"session {session_id!r} belongs to {name}; name that model, or none, to resume it"
         )
+
+
+def _take_stored(host: Host, stream: Stream, handle: int, record: Record, lease: float | None) -> None:
+    """Resumes a session that has no row; it gets one when it is used."""
+    model = host.model(record.model, record.version, retired=True)
+    record = residence.attach_away(host, stream, handle, record, lease)
+    model.metrics.opened("resumed", 1)
+    answer = pb.Opened(
+        handles=frames.handle_bytes(np.array([handle])),
+        session_ids=[record.id],
+        steps=frames.step_bytes(np.array([record.step])),
+        rewinds=frames.handle_bytes(np.array([record.rewinds])),
+        durable_steps=frames.step_bytes(stream.away.durable[handle : handle + 1]),
+    )
+    stream.opened(_described(host, answer, model, record.lease))
 
 
 def _take_over(host: Host, stream: Stream, handle: int, place: Place, lease: float | None) -> None:
@@ -302,23 +347,41 @@ def _take_over(host: Host, stream: Stream, handle: int, place: Place, lease: flo
         holder.fault(Ended.TAKEN_OVER.error(), old_handle)
     if lease is not None:
         table.lease[row] = lease
+        table.unsaved[row] = True
     table.last_use[row] = now
     table.attach(rows, stream.number, np.array([handle], np.uint32))
     stream.bind(handle, model.base + row)
     model.metrics.opened("resumed", 1)
-    stream.opened(opened(model, table.handle[rows], rows, float(table.lease[row])))
+    stream.opened(opened(host, model, table.handle[rows], rows, float(table.lease[row])))
 
 
-def opened(model: ServedModel, handles: NDArray[np.uint32], rows: RowArray, lease: float) -> pb.Opened:
+def opened(host: Host, model: ServedModel, handles: NDArray[np.uint32], rows: RowArray, lease: float) -> pb.Opened:
     """The answer for sessions with one lease."""
     table = model.table
-    return pb.Opened(
+    answer = pb.Opened(
         handles=frames.handle_bytes(handles),
         session_ids=[id_of(table.keys[row]) for row in rows.tolist()],
         steps=frames.step_bytes(table.applied[rows]),
         rewinds=frames.handle_bytes(table.rewinds[rows]),
-        rewind_limit=model.history.limit,
-        model=model.info.name,
-        version=model.info.version,
-        idle_timeout=duration(lease),
+        durable_steps=b"" if host.ledger is None else frames.step_bytes(table.durable[rows]),
     )
+    return _described(host, answer, model, lease)
+
+
+def now_durable(answer: pb.Opened) -> pb.Opened:
+    """The same answer, once the store has what it tells."""
+    if answer.durable_steps:
+        answer.durable_steps = answer.steps
+    return answer
+
+
+def _described(host: Host, answer: pb.Opened, model: ServedModel, lease: float) -> pb.Opened:
+    answer.model, answer.version = model.info.name, model.info.version
+    answer.rewind_limit = model.history.limit
+    answer.idle_timeout.CopyFrom(duration(lease))
+    answer.durability = host.durability
+    return answer
+
+
+_LIVE = (errors.SessionElsewhere, errors.SessionExists)
+"""What refuses a new session of the same id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import grpc
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
-from hiddenstate_server import errors
+from hiddenstate_server import errors, residence
 from hiddenstate_server.host import Host
+from hiddenstate_server.keeper import Keeper
 from hiddenstate_server.sessions import Ended, id_of, tenant_of
 from hiddenstate_server.tenants import TENANT_HEADER, is_private
 
@@ -102,18 +104,25 @@ async def _answers(
     return answers
 
 
-def lookup_handler(host: Host) -> grpc.GenericRpcHandler:
-    """Answers peers' look-ups: {key: LIVE or how it ended} for the keys this process knows."""
+def lookup_handler(host: Host, keeper: Keeper | None = None) -> grpc.GenericRpcHandler:
+    """Answers peers' look-ups: {key: LIVE or how it ended} for the keys this process knows.
+
+    With a keeper, what is known of them is in the store afterwards.
+    """
 
     async def lookup(keys: list[str], context: Any) -> dict[str, str]:
         if not is_private(context):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "for the workers of one server only")
         fates = {}
         for key in keys:
-            if host.directory.get(key) is not None:
+            if residence.is_live(host, key):
                 fates[key] = _LIVE
             elif (ending := host.directory.ending(key)) is not None:
                 fates[key] = ending.name
+        if keeper is not None and fates:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TIMEOUT / 2):
+                    await keeper.saved()
         return fates
 
     handler = grpc.unary_unary_rpc_method_handler(lookup, json.loads, _encoded)

@@ -83,10 +83,10 @@ def act(host: Host, source: ServedModel, batch: Batch, now: float) -> None:
             asked.stream.fault(error, asked.handle)
             continue
         if twin is None:
-            _answer(asked.stream, source, row)
+            _answer(host, asked.stream, source, row)
         elif twin.caught_up:
             _move(host, source, row, twin)
-            _answer(asked.stream, twin.model, twin.row)
+            _answer(host, asked.stream, twin.model, twin.row)
         else:
             # It is looked at again in the next tick; what is queued behind it stays behind it.
             source.scheduler.insert(row, None, batch.flags[index : index + 1], float(batch.received[index]), [asked])
@@ -110,9 +110,9 @@ def _begin(host: Host, source: ServedModel, row: int, version: str, now: float) 
     return twin
 
 
-def _answer(stream: Stream, model: ServedModel, row: int) -> None:
+def _answer(host: Host, stream: Stream, model: ServedModel, row: int) -> None:
     rows = np.array([row])
-    stream.opened(opened(model, model.table.handle[rows], rows, float(model.table.lease[row])))
+    stream.opened(opened(host, model, model.table.handle[rows], rows, float(model.table.lease[row])))
 
 
 def _move(host: Host, source: ServedModel, row: int, twin: Twin) -> None:
@@ -155,7 +155,7 @@ class Moving:
                 _move(host, source, row, twin)
                 stream = host.streams.get(int(twin.model.table.stream[twin.row]))
                 if stream is not None:
-                    _answer(stream, twin.model, twin.row)
+                    _answer(host, stream, twin.model, twin.row)
         self._under_way = self._still_under_way()
         for source in host.models:
             target = self._target(source)

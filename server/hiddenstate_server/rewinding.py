@@ -106,6 +106,7 @@ class Rewinding:
         rewind = asked.queued.popleft()
         if rewind.target is None:
             self._table.rewinds[row] = rewind.number
+            self._table.unsaved[row] = True
             self._forget_if_done(row)
             return True
         rows = np.array([row])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,18 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server import errors, listing, streams
 from hiddenstate_server.host import Host
+from hiddenstate_server.keeper import Keeper
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.peers import Peers
 from hiddenstate_server.reloading import Reloader
+from hiddenstate_server.residence import Known, NeedsRoom, NeedsStore, is_live
 from hiddenstate_server.session_calls import SessionCalls
 from hiddenstate_server.sessions import key_of
 from hiddenstate_server.tenants import Tenants, is_private
 
 StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, bytes]
+_ROOM_SECONDS = 0.001
+_HAND_OVER_SECONDS = 5.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 
 
@@ -27,9 +32,16 @@ class HiddenStateService(SessionCalls):
     """Streams and unary calls on one host; none goes beyond the sessions of the caller's tenant."""
 
     def __init__(
-        self, host: Host, peers: Peers, tenants: Tenants, reloader: Reloader, wake_engine: Callable[[], None]
+        self,
+        host: Host,
+        keeper: Keeper | None,
+        peers: Peers,
+        tenants: Tenants,
+        reloader: Reloader,
+        wake_engine: Callable[[], None],
     ) -> None:
         super().__init__(host, peers, tenants)
+        self._keeper = keeper
         self._reloader = reloader
         self._wake_engine = wake_engine
 
@@ -47,29 +59,49 @@ class HiddenStateService(SessionCalls):
             self._host.disconnect(stream)
         if reading.done():
             reading.result()
+        if stream.ending is not None and self._keeper is not None:
+            # Who is sent elsewhere finds everything there.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HAND_OVER_SECONDS):
+                    await self._keeper.saved()
         if stream.ending is not None:
             raise stream.ending
 
     async def _read(self, stream: streams.Stream, context: StreamContext) -> None:
         try:
             while not isinstance(request := await context.read(), type(grpc.aio.EOF)):
-                elsewhere = (
-                    await self._elsewhere(stream, request.open) if self._peers and request.open.session_ids else {}
-                )
-                self._host.receive(stream, request, elsewhere)
+                await self._receive(stream, request)
                 self._wake_engine()
                 await stream.readable()
         finally:
             stream.read_all = True
             stream.wake()
 
+    async def _receive(self, stream: streams.Stream, request: pb.StreamRequest) -> None:
+        """Has a frame applied, after whatever it needs has been fetched."""
+        known = None
+        if self._peers and request.open.session_ids:
+            known = Known(refusals=await self._elsewhere(stream, request.open))
+        while True:
+            try:
+                self._host.receive(stream, request, known)
+                return
+            except NeedsStore as needs:
+                known = known or Known()
+                assert self._keeper is not None
+                await self._keeper.ask(needs, known)
+            except NeedsRoom:
+                await asyncio.sleep(_ROOM_SECONDS)
+
     async def _elsewhere(self, stream: streams.Stream, frame: pb.Open) -> dict[str, errors.ServerError]:
-        """What peers know of the keys in an open that this process does not have."""
-        if not self._peers:
-            return {}
+        """What peers know of the keys in an open that this process does not have.
+
+        Where there is a store, they have written to it what they know.
+        """
         keys = [key_of(stream.tenant, name) for name in frame.session_ids if name]
-        foreign = [key for key in keys if self._host.directory.get(key) is None]
-        return await self._peers.fates(foreign) if foreign else {}
+        foreign = [key for key in keys if not is_live(self._host, key)]
+        fates = await self._peers.fates(foreign) if foreign else {}
+        return fates if self._keeper is None else {}
 
     async def _send(self, stream: streams.Stream, context: StreamContext) -> None:
         while await stream.sendable():

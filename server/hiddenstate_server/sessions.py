@@ -63,6 +63,21 @@ def tenant_of(key: str) -> str:
     return key[: key.rindex("/")]
 
 
+class Saved(NamedTuple):
+    """Columns of a session that was packed."""
+
+    applied: int
+    rewinds: int
+    created: int
+    fence: int
+    lease: float
+    last_use: float
+    stored_use: float
+    durable: int
+    stored: bool
+    unsaved: bool
+
+
 class SessionTable:
     """Columns by row: steps, use, lease and the stream that holds it."""
 
@@ -125,6 +140,14 @@ class SessionTable:
             self.labels[row] = labels
             self._tenant[row] = self._tenants.setdefault(tenant_of(key), len(self._tenants))
 
+    def resume(self, rows: RowArray, saved: Sequence[Saved]) -> None:
+        """Sets what `start` did not know of sessions that were packed."""
+        columns = [np.array(column) for column in zip(*saved, strict=True)]
+        self.applied[rows], self.rewinds[rows], self.created[rows], self.fence[rows] = columns[:4]
+        self.accepted[rows] = self.applied[rows]
+        self.lease[rows], self.last_use[rows], self.stored_use[rows] = columns[4:7]
+        self.durable[rows], self.stored[rows], self.unsaved[rows] = columns[7:]
+
     def _grow(self, used: int) -> None:
         # Rows that were never used are not looked at, so capacity costs address space and no memory.
         fresh = slice(len(self.keys), used)
@@ -166,21 +189,33 @@ class SessionTable:
         self.created[rows] = 0
         self.stream[rows] = DETACHED
         self.closing[rows] = self.unsaved[rows] = self.writing[rows] = False
+        self.stored[rows] = self.replaying[rows] = False
         for row in rows.tolist():
             self.keys[row] = self.labels[row] = ""
 
-    def expired(self, now: float, detach_timeout: float) -> RowArray:
-        """Rows whose lease, or whose time without a stream, has run out."""
+    def unsaved_rows(self) -> RowArray:
+        """Rows of sessions that the store is to be told of."""
         used = slice(len(self.keys))
-        idle = self.last_use[used] + self.lease[used] <= now
-        return np.flatnonzero(idle | (self.detached_at[used] + detach_timeout <= now))
+        return np.flatnonzero(self.unsaved[used] & (self.created[used] > 0))
 
-    def least_recently_used(self, count: int) -> RowArray:
-        """Up to `count` detached rows, those used longest ago."""
-        detached = np.flatnonzero(np.isfinite(self.detached_at[: len(self.keys)]))
-        if len(detached) <= count:
-            return detached
-        return detached[np.argpartition(self.last_use[detached], count - 1)[:count]]
+    def expired(self, now: float) -> RowArray:
+        """Rows whose lease has run out."""
+        used = slice(len(self.keys))
+        return np.flatnonzero(self.last_use[used] + self.lease[used] <= now)
+
+    def deserted(self, now: float, detach_timeout: float) -> RowArray:
+        """Rows whose time without a stream has run out."""
+        return np.flatnonzero(self.detached_at[: len(self.keys)] + detach_timeout <= now)
+
+    def detached(self) -> RowArray:
+        """Rows that no stream holds."""
+        return np.flatnonzero(np.isfinite(self.detached_at[: len(self.keys)]))
+
+    def longest_unused(self, rows: RowArray, count: int) -> RowArray:
+        """Up to `count` of these rows, those used longest ago."""
+        if len(rows) <= count:
+            return rows
+        return rows[np.argpartition(self.last_use[rows], count - 1)[:count]]
 
     def live(self, tenant: str | None = None) -> RowArray:
         """Rows that hold sessions, all or those of a tenant."""
@@ -240,12 +275,20 @@ class Directory:
         """Enters a live session's new place."""
         self._rows[key] = place.model.base + place.row
 
-    def remove(self, key: str, ending: Ended) -> None:
-        """Remembers how a session ended."""
+    def forget(self, key: str) -> None:
+        """The session has no place any more; it lives elsewhere."""
         del self._rows[key]
+
+    def end(self, key: str, ending: Ended) -> None:
+        """Remembers how a session without a place ended."""
         self._ended[key] = ending
         if len(self._ended) > self._tombstones:
             self._ended.popitem(last=False)
+
+    def remove(self, key: str, ending: Ended) -> None:
+        """Remembers how a session ended."""
+        self.forget(key)
+        self.end(key, ending)
 
 
 def make_ids(count: int) -> list[str]:

@@ -93,7 +93,12 @@ class Settings(BaseModel):
         default="fp32", description="int8 is faster on CPU and slightly less exact (onnx only)."
     )
     top_k: Annotated[int, Field(ge=1, le=100)] = Field(default=5, description="Words in a next-word prediction.")
-    max_sessions: Count = Field(default=100_000, description="Live sessions per model; beyond, detached ones give way.")
+    max_sessions: Count = Field(
+        default=100_000,
+        description="Live sessions per model in memory; beyond, those used longest ago move to the store. Without a "
+        "store, detached ones give way.",
+    )
+    max_stored_sessions: Count = Field(default=10_000_000, description="Live sessions in the store.")
     max_sessions_per_stream: Count = Field(default=65_536, description="Sessions a stream may hold.")
     max_session_backlog: Count = Field(default=16_384, description="Observations that may wait in a session.")
     max_stream_backlog: Count = Field(default=65_536, description="Observations of a stream that may await answers.")
@@ -126,6 +131,16 @@ class Settings(BaseModel):
     max_idle_timeout: Seconds = Field(default=86_400.0, description="Longest lease a client gets.")
     detach_timeout: Seconds = Field(default=60.0, description="How long a session outlives its stream, to be resumed.")
     drain_timeout: Seconds = Field(default=30.0, description="How long SIGTERM lets work under way finish.")
+    store: str = Field(
+        default="",
+        description="Where sessions are kept when no server runs: sqlite:///FILE (a fourth slash for a full path), "
+        "redis://HOST:PORT/DB, rediss://, redis+cluster://, or none. Without it, a file in the state folder.",
+    )
+    durability: Literal["none", "behind", "every-step"] = Field(
+        default="behind",
+        description="When a session is safe in the store: never, soon after every answer, or before each answer.",
+    )
+    flush_interval: Seconds = Field(default=0.05, description="Pause between two writes to the store.")
     state_folder: Path = Field(
         default_factory=_state_folder,
         description="Folder of what the server keeps; by default hiddenstate in XDG_STATE_HOME, or ~/.local/state.",
@@ -160,6 +175,13 @@ class Settings(BaseModel):
         from hiddenstate_models.bundle import shipped_bundles
 
         return self.models or shipped_bundles()
+
+    @property
+    def store_url(self) -> str | None:
+        """The store's URL; None where none is kept."""
+        if self.store == "none" or self.durability == "none":
+            return None
+        return self.store or f"sqlite:///{self.state_folder.absolute() / 'sessions.db'}"
 
     @property
     def socket_host(self) -> str:

@@ -12,15 +12,19 @@ from google.protobuf import duration_pb2
 from numpy.typing import NDArray
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server.away import Away
 from hiddenstate_server.errors import ServerError
 from hiddenstate_server.runtimes import DoubleArray, RowArray
 from hiddenstate_server.singles import SingleReplies
 
 if TYPE_CHECKING:
     from hiddenstate_server.continuations import Continuation
+    from hiddenstate_server.held import Held
     from hiddenstate_server.sessions import Ended
 
 UNKNOWN = -1
+AWAY = -6
+"""The handle's session has no row at present; `Stream.away` knows it."""
 RESERVED = -7
 RUN_ANSWER_ROWS = 256
 """A long run is answered in pieces of about this many rows."""
@@ -47,6 +51,13 @@ class Part(NamedTuple):
         """The transport has it."""
         if self.answers == "observed":
             self.observe_latency(now - self.received)
+
+    def without(self, handle: int) -> Part:
+        """The same without the rows of one session."""
+        kept = np.frombuffer(self.columns[0], "<u4") != handle
+        rows = len(kept)
+        columns = (np.frombuffer(column, np.uint8).reshape(rows, -1)[kept].tobytes() for column in self.columns)
+        return self._replace(columns=tuple(columns), received=self.received[kept])
 
 
 class Single(NamedTuple):
@@ -76,9 +87,12 @@ class Stream:
     entries that wait for the transport.
     """
 
-    def __init__(self, number: int, tenant: str, max_sessions: int, max_unsent: int) -> None:
+    def __init__(self, number: int, tenant: str, max_sessions: int, max_unsent: int, held: Held | None = None) -> None:
         self.number = number
         self.tenant = tenant
+        self.held = held
+        """Set where answers wait for the store."""
+        self.away = Away()
         self.max_sessions = max_sessions
         self.backlog = 0
         self.unsent = 0
@@ -96,7 +110,7 @@ class Stream:
         self._opened: list[pb.Opened] = []
         self._closed: list[bytes] = []
         self._exported: deque[pb.Exported] = deque()
-        self._leases: list[bytes] = []
+        self._leases: list[tuple[bytes, bytes]] = []
         self._flowing: dict[Continuation, None] = {}
         self._due = False
         self._taken = 0
@@ -106,7 +120,7 @@ class Stream:
     # handles
 
     def lookup(self, handles: NDArray[np.uint32]) -> RowArray:
-        """Global row of each handle; RESERVED, UNKNOWN or a value of Ended where there is none."""
+        """Global row of each handle; AWAY, RESERVED, UNKNOWN or a value of Ended where there is none."""
         return self._rows.take(handles, mode="clip")
 
     def row_of(self, handle: int) -> int:
@@ -119,6 +133,7 @@ class Stream:
             grown = np.full(max(2 * len(self._rows), handle + 2), UNKNOWN, np.int64)
             grown[: len(self._rows)] = self._rows
             self._rows = grown
+        self._forget_away(handle)
         self._rows[handle] = row
 
     def reserve(self, handle: int) -> None:
@@ -131,35 +146,51 @@ class Stream:
 
     def unbind(self, handle: int, ending: Ended) -> None:
         """Marks how the handle's session left; its continuations end with it."""
+        self._forget_away(handle)
         self._rows[handle] = ending
         for continuation in [each for each in self.continuations.values() if each.handle == handle]:
             continuation.abandon(ending.error())
 
+    def put_away(self, handle: int, key: str, used: float, lease: float, stored_use: float, durable: int) -> None:
+        """Leaves a handle to a session without a row; the rest is as in `Away.put`."""
+        self.bind(handle, AWAY)
+        self.away.put(handle, key, used, lease, stored_use, durable)
+
+    def _forget_away(self, handle: int) -> None:
+        if self._rows[handle] == AWAY:
+            self.away.take(handle)
+
     def is_bound(self, handle: int) -> bool:
         """Whether the handle has a live session, or will have one."""
         row = self.row_of(handle)
-        return row >= 0 or row == RESERVED
+        return row >= 0 or row in (AWAY, RESERVED)
 
     def bound_handles(self) -> NDArray[np.int64]:
-        """Handles with live sessions."""
+        """Handles of live sessions that have rows."""
         return np.flatnonzero(self._rows >= 0)
 
     def rows(self) -> RowArray:
-        """Global rows of the live sessions."""
+        """Global rows of the live sessions that have one."""
         return self._rows[self._rows >= 0]
 
     # what is to be sent
 
     def answer(self, part: Part) -> None:
         """Adds predictions; they leave at the next wake."""
-        self._parts.append(part)
-        self.unsent += len(part.received)
+        if self.held is None:
+            self._parts.append(part)
+            self.unsent += len(part.received)
+        else:
+            self.held.add(self, part)
 
     def answer_single(self, single: Single) -> None:
         """Adds a prediction and has it sent."""
-        self._parts.append(single)
-        self.unsent += 1
-        self.wake()
+        if self.held is None:
+            self._parts.append(single)
+            self.unsent += 1
+            self.wake()
+        else:
+            self.held.add(self, single)
 
     def fault(self, error: ServerError, handle: int | None = None, step: int = 0, call: int | None = None) -> None:
         """Adds what went wrong with one session, or with a frame."""
@@ -175,8 +206,21 @@ class Stream:
 
     def closed(self, handles: bytes) -> None:
         """Adds sessions closed, uint32 [n]."""
-        self._closed.append(handles)
-        self.unsent += len(handles) // 4
+        if self.held is None:
+            self._closed.append(handles)
+            self.unsent += len(handles) // 4
+            self.wake()
+        else:
+            self.held.add(self, handles)
+
+    def release(self, item: Part | Single | bytes) -> None:
+        """Adds an answer, or handles closed, that was held."""
+        if isinstance(item, bytes):
+            self._closed.append(item)
+            self.unsent += len(item) // 4
+        else:
+            self._parts.append(item)
+            self.unsent += 1 if isinstance(item, Single) else len(item.received)
         self.wake()
 
     def exported(self, exported: pb.Exported) -> None:
@@ -185,9 +229,9 @@ class Stream:
         self.unsent += 1
         self.wake()
 
-    def leases(self, handles: bytes) -> None:
-        """Adds leases renewed, uint32 [n]."""
-        self._leases.append(handles)
+    def leases(self, handles: bytes, durable_steps: bytes) -> None:
+        """Adds leases renewed, uint32 [n], and up to which step each session is durable, uint64 [n] or empty."""
+        self._leases.append((handles, durable_steps))
         self.unsent += 1
         self.wake()
 
@@ -266,7 +310,8 @@ class Stream:
             size += len(exported.snapshot)
             rows += 1
         if self._leases:
-            response.leases.handles = b"".join(self._leases)
+            response.leases.handles = b"".join(handles for handles, _ in self._leases)
+            response.leases.durable_steps = b"".join(steps for _, steps in self._leases)
             entries += len(self._leases)
             self._leases.clear()
         if self._flowing:

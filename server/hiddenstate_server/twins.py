@@ -72,6 +72,15 @@ def translation(source: ModelInfo, target: ModelInfo) -> NDArray[np.int64] | Non
     return tokens
 
 
+def start_shadows(model: ServedModel, rows: RowArray, shadow: ServedModel, now: float) -> None:
+    """Has another version follow sessions, fed with what is kept of their observations, as far as it has room."""
+    rows = rows[: shadow.arena.free]
+    if len(rows):
+        twins = model.followers.start(rows, shadow, compared=True, now=now)
+        for row, twin in zip(rows.tolist(), twins, strict=True):
+            model.followers.lead(row, twin)
+
+
 class Followers:
     """The twins of one model's sessions, wherever they are: at most one that goes along, and one to move to."""
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hiddenstate_server import __version__, errors
 from hiddenstate_server.host import Host
 from hiddenstate_server.integrity import Inspection
 from hiddenstate_server.interceptor import CallInterceptor
+from hiddenstate_server.keeper import Keeper, new_ledger
 from hiddenstate_server.metrics import Metrics, metrics_server
 from hiddenstate_server.peers import Peers, lookup_handler, socket_address
 from hiddenstate_server.reloading import Reloader
@@ -34,6 +36,9 @@ from hiddenstate_server.tokens import read_tokens
 
 log = structlog.get_logger("hiddenstate_server")
 SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"].full_name
+_LEAST_SAVE_SECONDS = 5.0
+STORE_SERVICE = "hiddenstate.store"
+"""The health service's name for the state store."""
 _HOUSEKEEPING_SECONDS = 0.25
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -50,8 +55,11 @@ class Worker:
     """A host behind a gRPC server. `start`, then `run` until `drain` has finished."""
 
     def __init__(self, settings: Settings, models: Sequence[LoadedModel], peers: Peers | None = None) -> None:
+        url = settings.store_url
+        ledger = None if url is None else new_ledger(settings.durability == "every-step", settings.max_sessions)
         key = snapshot_key(settings.snapshot_key_file, settings.state_folder)
-        self.host = Host(settings.limits, Metrics(__version__), snapshot_key=key)
+        self.host = Host(settings.limits, Metrics(__version__), ledger=ledger, snapshot_key=key)
+        self._keeper = None if url is None else Keeper(self.host, url, settings.flush_interval)
         for model in models:
             self.host.add_model(*model)
         self._settings = settings
@@ -67,9 +75,15 @@ class Worker:
         self._health_names: set[str] = set()
         self._reloader = Reloader(settings, self.host, self._report_health)
         self._drained = asyncio.Event()
+        self.unsaved = 0
+        """Sessions that were not saved when the worker had drained."""
 
     async def start(self, addresses: Sequence[str], *, share_port: bool = False) -> int:
         """Listens on the addresses; returns the port of the first. StartError if one is taken."""
+        if self._keeper is not None:
+            _make_folder(self._settings)
+            await self._keeper.start()
+            self._keeper.report = self._report_store
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self._tenants)],
             options=[
@@ -79,8 +93,9 @@ class Worker:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        register(HiddenStateService(self.host, self._peers, self._tenants, self._reloader, self._wake), self._server)
-        self._server.add_generic_rpc_handlers((lookup_handler(self.host),))
+        service = HiddenStateService(self.host, self._keeper, self._peers, self._tenants, self._reloader, self._wake)
+        register(service, self._server)
+        self._server.add_generic_rpc_handlers((lookup_handler(self.host, self._keeper),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
@@ -124,6 +139,8 @@ class Worker:
         tasks = [asyncio.create_task(self._run_engine()), asyncio.create_task(self._keep_house())]
         if self._settings.reload_interval:
             tasks.append(asyncio.create_task(self._reloader.watch()))
+        if self._keeper is not None:
+            tasks.append(asyncio.create_task(self._keeper.run()))
         drained = asyncio.create_task(self._drained.wait())
         try:
             done, _ = await asyncio.wait([*tasks, drained], return_when=asyncio.FIRST_COMPLETED)
@@ -134,6 +151,9 @@ class Worker:
                 task.cancel()
             await self._server.stop(0)
             await self._peers.close()
+            if self._keeper is not None:
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._keeper.close()
             self.host.flush_metrics()
 
     async def drain(self) -> None:
@@ -147,6 +167,11 @@ class Worker:
         self.host.watching.end_all(errors.Draining("the server is going away; watch the session on another one"))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.host.deserted(), self._settings.drain_timeout)
+        if self._keeper is not None:
+            self.host.abandon()
+            self.unsaved = await self._keeper.release(max(_LEAST_SAVE_SECONDS, self._settings.drain_timeout))
+            if self.unsaved:
+                log.error("the store did not take everything in time", sessions_not_saved=self.unsaved)
         self._drained.set()
 
     def _wake(self) -> None:
@@ -182,6 +207,9 @@ class Worker:
                 self._inspection.go_on()
             self.host.flush_metrics()
 
+    async def _report_store(self, works: bool) -> None:
+        await self._health.set(STORE_SERVICE, _SERVING if works else _NOT_SERVING)
+
     async def _report_health(self) -> None:
         """The server, the service, and each model by its name: SERVING if new sessions can be opened."""
         offered = {model.info.name for model in self.host.models if not model.retired}
@@ -199,6 +227,25 @@ async def serve(settings: Settings) -> None:
     with metrics_server(settings, worker.host.metrics.registry):
         print(ready_line(settings.host, port, worker.host), flush=True)
         await worker.run_until_signal()
+    _exit(worker)
+
+
+def _make_folder(settings: Settings) -> None:
+    """Makes the state folder if sessions are kept there."""
+    if settings.store:
+        return
+    try:
+        settings.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.StartError(
+            f"the state folder {settings.state_folder} cannot be made: {error.strerror}; choose another --state-folder"
+        ) from error
+
+
+def _exit(worker: Worker) -> None:
+    """Ends the process with 1 where something was not saved."""
+    if worker.unsaved:
+        sys.exit(1)
 
 
 def ready_line(address: str, port: int, host: Host) -> str:
@@ -216,6 +263,7 @@ async def serve_shared(settings: Settings, worker: int, folder: Path, announce: 
     announce(ready_line(settings.host, port, server.host))
     _stop_with_supervisor()
     await server.run_until_signal()
+    _exit(server)
 
 
 def _stop_with_supervisor() -> None:

@@ -41,6 +41,8 @@ class Serving:
 
     def __init__(self, worker: Worker, port: int) -> None:
         self.worker = worker
+        self._running = asyncio.create_task(worker.run())
+        self._stopped = False
         self.address = f"127.0.0.1:{port}"
         self.channel = grpc.aio.insecure_channel(self.address)
         self.stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(self.channel)
@@ -54,6 +56,20 @@ class Serving:
         """A new stream."""
         self.wires.append(Wire(self.stub, *metadata))
         return self.wires[-1]
+
+    async def stop(self) -> None:
+        """Drains the server, after its host was found in order."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for wire in self.wires:
+            await wire.cancel()
+        await self.settled(lambda host: not host.streams)
+        self.host.check_integrity()
+        await self.channel.close()
+        await self.worker.drain()
+        await self._running
+        assert self.worker.unsaved == 0
 
     async def settled(self, holds: Callable[[Host], object]) -> None:
         """Waits until something is true of the host."""
@@ -69,25 +85,16 @@ Serve = Callable[..., Awaitable[Serving]]
 async def serve(loaded: list[LoadedModel], bundles: Path, tmp_path: Path) -> AsyncIterator[Serve]:
     """Starts servers; keyword arguments are settings. They must leave their hosts in order."""
     defaults: dict[str, Any] = {"models": bundles, "max_batch": 64, "metrics_port": 0, "max_sessions": 10_000}
-    running: list[tuple[Serving, asyncio.Task[None]]] = []
+    running: list[Serving] = []
 
     async def start(**changed: Any) -> Serving:
         folder = tmp_path / f"state-{len(running)}"
         settings = Settings(**(defaults | {"state_folder": folder} | changed))
         worker = Worker(settings, load_models(settings) if "models" in changed else loaded)
         port = await worker.start(["127.0.0.1:0"])
-        serving = Serving(worker, port)
-        running.append((serving, asyncio.create_task(worker.run())))
-        return serving
+        running.append(Serving(worker, port))
+        return running[-1]
 
     yield start
-    for serving, task in running:
-        if task.done():
-            task.result()
-        for wire in serving.wires:
-            await wire.cancel()
-        await serving.settled(lambda host: not host.streams)
-        serving.host.check_integrity()
-        await serving.channel.close()
-        await serving.worker.drain()
-        await task
+    for serving in running:
+        await serving.stop()

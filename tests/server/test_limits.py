@@ -19,7 +19,7 @@ def assert_exhausted(replies: Replies, reason: str, count: int) -> None:
 
 
 async def test_sessions(serve: Serve) -> None:
-    wire = (await serve(max_sessions=3)).wire()
+    wire = (await serve(max_sessions=3, store="none")).wire()
     await wire.send(opening(range(5), "next-value"))
     await wire.until(lambda wire: len(wire.faults) == 2)
     assert_exhausted(wire, "SESSION_LIMIT", 2)
@@ -27,7 +27,7 @@ async def test_sessions(serve: Serve) -> None:
 
 
 async def test_sessions_make_room_when_detached_oldest_first(serve: Serve) -> None:
-    serving = await serve(max_sessions=3)
+    serving = await serve(max_sessions=3, store="none")
     first, second = serving.wire(), serving.wire()
     await first.open([0, 1], "next-value", ids=["old", "older"])
     await first.send(values([0], [1.0]))

@@ -31,4 +31,4 @@ def test_names_follow_the_conventions() -> None:
         assert family.name.startswith("hiddenstate_")
         assert family.documentation.endswith(".")
         if family.type == "histogram":
-            assert family.name.endswith(("_seconds", "_rows"))
+            assert family.name.endswith(("_seconds", "_rows", "_bytes"))

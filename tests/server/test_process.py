@@ -206,7 +206,7 @@ async def test_metrics(start: Start) -> None:
 
 
 async def test_several_workers_are_one_server(start: Start) -> None:
-    server = await start("--workers", "2")
+    server = await start("--workers", "2", "--store", "none")
     first = server.wire()
     await first.open([0], "next-word", ids=["shared"])
     await first.send(words([0], [3]))

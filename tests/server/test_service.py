@@ -195,7 +195,7 @@ async def test_taking_over_voids_the_other_handle(serve: Serve) -> None:
 
 
 async def test_the_four_ways_a_session_is_not_there(serve: Serve) -> None:
-    serving = await serve(max_sessions=2)
+    serving = await serve(max_sessions=2, store="none")
     holder, other = serving.wire(), serving.wire()
     await holder.open([0], "next-word", ids=["closed"])
     await holder.send(close([0]))

@@ -292,7 +292,7 @@ async def test_half_closing_lets_exports_and_restores_finish(serving: Serving, w
 
 
 async def test_no_more_room_than_there_is(serve: Serve) -> None:
-    wire = (await serve(max_sessions=3)).wire()
+    wire = (await serve(max_sessions=3, store="none")).wire()
     await wire.open([0], "next-word")
     await wire.send(opening([1, 2, 3, 4], "", mode=RESTORE, snapshots=[await snapshot_of(wire)] * 4))
     await wire.until(lambda wire: len(wire.faults) == 2 and {1, 2} <= set(wire.opened))

@@ -1,0 +1,263 @@
+"""Keeps a host's sessions in the store: the only place that calls it, in a thread of its own.
+
+One coroutine does everything in turn, what frames wait for first: it calls the store, and applies the answer before it
+calls again. So the host never sees answers in another order than the store gave them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from hiddenstate_server import errors, residence
+from hiddenstate_server.host import Host
+from hiddenstate_server.ledger import Chunk, Ledger, Sweep, failed, written
+from hiddenstate_server.residence import Known, NeedsStore
+from hiddenstate_server.store import Record, Store, StoreError, open_store, redacted
+
+T = TypeVar("T")
+
+log = structlog.get_logger("hiddenstate_server.store")
+
+HELD_GRACE = 60.0
+"""Seconds by which the store ends a session later that somebody holds: its holder writes its use only now and then."""
+_TEND_SECONDS = 5.0
+_RETRY_SECONDS = 0.1
+_LONGEST_RETRY_SECONDS = 2.0
+_LOOKUPS = 2048
+_TICK_SECONDS = 0.001
+_ENDINGS_KEPT_SECONDS = 7 * 86_400.0
+_CLAIMED_KEPT_SECONDS = 10.0
+
+
+def new_ledger(every_step: bool, limit: int) -> Ledger:
+    """A ledger under a name that no other process has."""
+    return Ledger(uuid.uuid4().hex, every_step, limit)
+
+
+class _Question:
+    """What frames wait to know of some keys."""
+
+    def __init__(self, needs: NeedsStore, known: Known) -> None:
+        self.needs = needs
+        self.known = known
+        self.answered = asyncio.Event()
+
+
+class Keeper:
+    """Call `start`, then `run` until cancelled, then `close`."""
+
+    def __init__(self, host: Host, url: str, flush_interval: float) -> None:
+        assert host.ledger is not None
+        self._host = host
+        self._ledger = host.ledger
+        self._url = url
+        self._flush_interval = flush_interval
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._questions: list[_Question] = []
+        self._due = asyncio.Event()
+        self._sweep: Sweep | None = None
+        self._swept_at = self._tended_at = 0.0
+        self._failing: str | None = None
+        self._retry_at = 0.0
+        self._retries = 0
+        self._since = 0.0
+        self.report: Callable[[bool], Awaitable[None]] = _unheard
+        """Awaited when the store begins to fail (False) and when it works again (True)."""
+
+    async def start(self) -> None:
+        """Opens the store; StartError where it cannot be used."""
+        loop = asyncio.get_running_loop()
+        self._store: Store = await loop.run_in_executor(self._thread, open_store, self._url)
+        self._ledger.shared = self._store.shared
+        self._ledger.wake = self._due.set
+        log.info("sessions are kept", store=redacted(self._url), shared=self._store.shared)
+
+    # for frames and calls
+
+    async def ask(self, needs: NeedsStore, known: Known) -> None:
+        """Has the store asked; `known` says afterwards what it said, StoreUnavailable where it failed."""
+        question = _Question(needs, known)
+        self._questions.append(question)
+        self._due.set()
+        await question.answered.wait()
+
+    async def saved(self) -> None:
+        """Waits until the store has everything that is unsaved now."""
+        reached = asyncio.Event()
+        self._ledger.when_durable((), reached.set)
+        await reached.wait()
+
+    # the loop
+
+    async def run(self) -> None:
+        """Answers questions, saves what is unsaved and tends the store, for ever."""
+        while True:
+            if self._questions:
+                await self._answer()
+            elif self._saving_due():
+                await self._save()
+            elif self._host.clock() >= self._tended_at + _TEND_SECONDS:
+                await self._tend()
+            else:
+                await self._pause()
+
+    async def _pause(self) -> None:
+        self._due.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._flush_interval):
+                await self._due.wait()
+
+    def _saving_due(self) -> bool:
+        now = self._host.clock()
+        if now < self._retry_at:
+            return False
+        if self._sweep is None:
+            if not self._ledger.waited_for and now < self._swept_at + self._flush_interval:
+                return False
+            self._sweep = self._ledger.sweep(self._host.models, partial(residence.records_of, self._host))
+            self._swept_at = now
+        return True
+
+    async def _answer(self) -> None:
+        questions, self._questions = self._questions, []
+        claims = {key for question in questions for key in question.needs.claims}
+        finds = {key for question in questions for key in question.needs.finds}
+        try:
+            claimed = await self._looked_up(partial(self._store.claim, owner=self._ledger.owner), claims)
+            found = await self._looked_up(self._store.find, finds)
+        except StoreError as error:
+            await self._failed("lookup", error)
+            for question in questions:
+                keys = [*question.needs.claims, *question.needs.finds]
+                question.known.asked.update(keys)
+                question.known.refusals |= dict.fromkeys(keys, _UNAVAILABLE)
+                question.answered.set()
+            return
+        for question in questions:
+            residence.adopt_claimed(self._host, claimed, question.needs.claims, question.known)
+            residence.adopt_found(self._host, found, question.needs.finds, question.known)
+            question.answered.set()
+
+    async def _looked_up(
+        self, look_up: Callable[[Sequence[str]], dict[str, Record]], keys: Iterable[str]
+    ) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for some in _in_parts(sorted(keys)):
+            found |= await self._call(partial(look_up, some))
+        return found
+
+    async def _save(self) -> None:
+        assert self._sweep is not None
+        chunk = self._sweep.next()
+        if chunk is None:
+            sweep, self._sweep = self._sweep, None
+            self._ledger.finish(sweep)
+        elif not chunk.records:
+            await asyncio.sleep(_TICK_SECONDS)
+        else:
+            await self._write(self._sweep, chunk)
+
+    async def _write(self, sweep: Sweep, chunk: Chunk) -> None:
+        start = time.perf_counter()
+        try:
+            refused = await self._call(partial(self._store.write, chunk.records))
+        except StoreError as error:
+            self._sweep = None
+            failed(chunk)
+            self._ledger.give_up(sweep)
+            await self._failed("write", error)
+            return
+        except BaseException:
+            failed(chunk)
+            raise
+        self._host.metrics.store.wrote(len(chunk.records), time.perf_counter() - start)
+        residence.apply_outcome(self._host, written(self._ledger, chunk, refused))
+
+    async def _tend(self) -> None:
+        now = self._host.clock()
+        self._tended_at = now
+        wall = now + self._host.wall_seconds
+        self._ledger.forget_claimed(now - _CLAIMED_KEPT_SECONDS)
+        try:
+            expired = await self._call(partial(self._store.expire, wall, HELD_GRACE))
+            await self._call(partial(self._store.prune, wall - _ENDINGS_KEPT_SECONDS))
+            await self._renew()
+        except StoreError as error:
+            await self._failed("tend", error)
+            return
+        if expired:
+            log.info("sessions expired in the store", sessions=expired)
+
+    async def _renew(self) -> None:
+        """Has the store told of leases renewed without an observation, before it takes them to have run out."""
+        residence.mark_renewed(self._host, HELD_GRACE / 2)
+        renewed = residence.renewed_away(self._host, HELD_GRACE / 2)
+        for keys in _in_parts(list(renewed)):
+            found = await self._call(partial(self._store.find, keys))
+            records = residence.renewals(self._host, found, renewed)
+            if records:
+                await self._call(partial(self._store.write, records))
+                residence.note_renewed(self._host, records)
+
+    # the store
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        answer = await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        if self._failing is not None:
+            log.info("the store works again", unsaved=self.unsaved, seconds=round(self._host.clock() - self._since, 1))
+            self._failing, self._retries = None, 0
+            self._host.metrics.store.works()
+            await self.report(True)
+        return answer
+
+    async def _failed(self, what: str, error: StoreError) -> None:
+        now = self._host.clock()
+        self._host.metrics.store.failed(what)
+        self._retry_at = now + min(_RETRY_SECONDS * 2**self._retries, _LONGEST_RETRY_SECONDS)
+        self._retries = min(self._retries + 1, 16)
+        if self._failing is None:
+            self._failing, self._since = str(error), now
+            await self.report(False)
+        elif self._failing == str(error):
+            return
+        self._failing = str(error)
+        log.error("the store fails; what is not saved is kept and tried again", reason=str(error), unsaved=self.unsaved)
+
+    @property
+    def unsaved(self) -> int:
+        """Sessions, and endings, that the store does not have as they are."""
+        waiting = sum(len(model.table.unsaved_rows()) + int(model.table.writing.sum()) for model in self._host.models)
+        return waiting + len(self._ledger.unsaved)
+
+    async def release(self, seconds: float) -> int:
+        """Saves everything, giving sessions up to whoever wants them; how many could not be saved in that time."""
+        self._ledger.releasing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.saved()
+        return self.unsaved
+
+    async def close(self) -> None:
+        """Lets go of the store, after `run` has ended."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
+        self._thread.shutdown()
+
+
+_UNAVAILABLE = errors.StoreUnavailable("the state store does not answer; try again")
+
+
+def _in_parts(keys: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (keys[start : start + _LOOKUPS] for start in range(0, len(keys), _LOOKUPS))
+
+
+async def _unheard(_works: bool) -> None:
+    """Nobody listens."""
