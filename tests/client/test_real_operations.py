@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hiddenstate import Client, GeneratedWord, RewindLimit, SessionClosed, WordPrediction
+from hiddenstate import Client, GeneratedWord, RewindLimit, SessionClosed, SnapshotInvalid, WordPrediction
 
 
 def test_rewinding_is_undoing(server: str) -> None:
@@ -75,3 +75,39 @@ def test_forks_go_their_own_way(server: str) -> None:
         assert client.close_sessions([copy.id for copy in copies]) == 2
         with pytest.raises(SessionClosed):
             copies[0].peek()
+
+
+def test_snapshots_start_where_they_were_taken(server: str) -> None:
+    with Client(server) as client, client.session("next-value") as session:
+        session.observe_many(np.sin(np.arange(30) / 5))
+        snapshot = session.export()
+        with client.restore(snapshot, "restored") as copy:
+            assert (copy.id, copy.step, copy.model.name) == ("restored", 30, "next-value")
+            assert copy.peek() == session.peek()
+            assert copy.observe(0.5) == session.observe(0.5)
+        assert client.restore(client.export(session.id)).step == 31
+        for forged in (snapshot[:-1], snapshot[:40] + bytes([snapshot[40] ^ 1]) + snapshot[41:], b"nothing"):
+            with pytest.raises(SnapshotInvalid):
+                client.restore(forged)
+
+
+def test_following_a_session(server: str) -> None:
+    with Client(server) as client, Client(server) as other:
+        session = client.session("next-word")
+        seen = [session.observe("the")]
+        with other.watch(session.id) as watch:
+            assert next(watch) == seen[0]
+            seen = [session.observe(word) for word in ("w1", "w2")]
+            assert [next(watch), next(watch)] == seen
+            assert session.rewind() == next(watch)
+            session.close()
+            with pytest.raises((StopIteration, SessionClosed)):
+                next(watch)
+
+
+def test_warming_again(server: str) -> None:
+    with Client(server) as client, client.session("next-word") as session:
+        before = session.observe("the")
+        session.rewarm()
+        assert (session.step, session.model.version) == (1, "1")
+        assert session.peek() == before
