@@ -275,6 +275,18 @@ def test_big_batches(store: Store) -> None:
     assert store.expire(time.time() + LEASE, 0.0) == 5_000
 
 
+def test_many_that_run_out_at_once_are_ended_and_forgotten_piece_by_piece(store: Store) -> None:
+    everything = [each._replace(owner="") for each in sessions(40_000)]
+    for start in range(0, 40_000, 5_000):
+        store.write(everything[start : start + 5_000])
+    later, expired = time.time() + LEASE, 0
+    while store.page("", Filters(), limit=1)[1]:
+        expired += store.expire(later, 0.0)
+    assert expired == 40_000
+    while store.find([everything[0].key, everything[20_000].key, everything[-1].key]):
+        store.prune(time.time() + 60)
+
+
 def test_nothing_is_a_batch_too(store: Store) -> None:
     assert store.write([]) == []
     assert store.claim([], "one") == {}

@@ -74,7 +74,8 @@ def test_a_restart_keeps_everything(store: Store, path: Path) -> None:
         (sql.CLAIM, ("me", "[]")),
         (sql.EXPIRE, {"now": 0, "grace": 0, "slice": 9}),
         (sql.PUT_OFF, {"now": 0, "grace": 0, "slice": 9}),
-        (sql.PRUNE, (0,)),
+        (sql.PRUNE, {"before": 0, "slice": 9}),
+        (sql.PRUNE_TIMES, {"before": 0, "slice": 9}),
     ],
 )
 def test_nothing_looks_at_every_session(path: Path, query: str, values: Any) -> None:

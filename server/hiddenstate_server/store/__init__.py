@@ -125,13 +125,13 @@ class Store(Protocol):
     def expire(self, now: float, grace: float) -> int:
         """Ends sessions whose lease ran out, those that somebody holds `grace` seconds later; how many.
 
-        Their fence rises, so whoever held them cannot write them any more. Where there are very many it stops after a
-        part of a second; the next call goes on.
+        Their fence rises, so whoever held them cannot write them any more. Where there are very many the call stops
+        after a part of a second, and the next one goes on.
         """
         ...
 
     def prune(self, before: float) -> None:
-        """Forgets sessions that ended before this (seconds since 1970)."""
+        """Forgets sessions that ended before this (seconds since 1970); like `expire`, not all at once."""
         ...
 
     def close(self) -> None:

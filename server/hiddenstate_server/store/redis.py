@@ -33,7 +33,7 @@ _TIMEOUT = 5.0
 _SLICE = 500
 """Sessions that a script ends or forgets at once: Redis serves nobody meanwhile."""
 _PATIENCE = 0.2
-"""Seconds after which `expire` leaves the rest to the next call."""
+"""Seconds after which the rest is left to the next call."""
 _SEPARATOR = "\x1f"
 _FAILURES = (redis.RedisError, RedisClusterException, OSError)
 _Arguments = Sequence[str | bytes | float]
@@ -99,17 +99,16 @@ class RedisStore:
     def expire(self, now: float, grace: float) -> int:
         total, until = 0, time.monotonic() + _PATIENCE
         buckets: Sequence[int] = range(_BUCKETS)
-        while buckets:
+        while buckets and time.monotonic() < until:
             done = self._run("expire", dict.fromkeys(buckets, (now, grace, _SLICE)))
             total += sum(expired for expired, _ in done.values())
             buckets = [bucket for bucket, (_, looked_at) in done.items() if looked_at == _SLICE]
-            if time.monotonic() > until:
-                break
         return total
 
     def prune(self, before: float) -> None:
+        until = time.monotonic() + _PATIENCE
         buckets: Sequence[int] = range(_BUCKETS)
-        while buckets:
+        while buckets and time.monotonic() < until:
             forgotten = self._run("prune", dict.fromkeys(buckets, (before, _SLICE)))
             buckets = [bucket for bucket, number in forgotten.items() if number == _SLICE]
 

@@ -103,5 +103,6 @@ _DUE = "(SELECT id FROM live WHERE due <= :now ORDER BY due LIMIT :slice)"
 EXPIRE = f"""UPDATE sessions SET ended = 'EXPIRED', owner = '', fence = fence + 1, body = x''
     WHERE id IN {_DUE} AND {_END} <= :now"""
 PUT_OFF = f"UPDATE live SET due = (SELECT {_END} FROM sessions WHERE sessions.id = live.id) WHERE id IN {_DUE}"
-PRUNE = "DELETE FROM sessions WHERE id IN (SELECT id FROM ended WHERE at < ?)"
-PRUNE_TIMES = "DELETE FROM ended WHERE at < ?"
+_OLD = "(SELECT id FROM ended WHERE at < :before ORDER BY at LIMIT :slice)"
+PRUNE = f"DELETE FROM sessions WHERE id IN {_OLD}"
+PRUNE_TIMES = f"DELETE FROM ended WHERE id IN {_OLD}"

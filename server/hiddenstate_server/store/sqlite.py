@@ -33,7 +33,7 @@ _CHECKPOINT = 8_192
 _LOG_LIMIT = 2**26
 """Bytes the log's file keeps after that."""
 _SLICE, _PATIENCE = 5_000, 0.2
-"""Sessions looked at in one transaction of `expire`, and seconds after which it leaves the rest to the next call."""
+"""Sessions that one transaction ends or forgets, and seconds after which the rest is left to the next call."""
 
 _SENTENCES = {
     "SQLITE_BUSY": f"is locked by another process for more than {_BUSY:.0f} s",
@@ -113,9 +113,13 @@ class SQLiteStore:
                 return total
 
     def prune(self, before: float) -> None:
-        with self._connection() as connection, _transaction(connection):
-            connection.execute(sql.PRUNE, (before,))
-            connection.execute(sql.PRUNE_TIMES, (before,))
+        until = time.monotonic() + _PATIENCE
+        where = {"before": before, "slice": _SLICE}
+        forgotten = _SLICE
+        while forgotten == _SLICE and time.monotonic() < until:
+            with self._connection() as connection, _transaction(connection):
+                forgotten = connection.execute(sql.PRUNE, where).rowcount
+                connection.execute(sql.PRUNE_TIMES, where)
 
     def close(self) -> None:
         if self._opened is not None:
@@ -217,7 +221,7 @@ def _write(connection: sqlite3.Connection, records: Sequence[Record]) -> list[st
 
 def _found(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Record]:
     """Within a transaction: bodies come as columns of one row, since JSON would have to spell them out."""
-    found = {}
+    found: dict[str, Record] = {}
     for start in range(0, len(keys), _BODIES):
         rows = json.loads(_only(connection, sql.FIND, (json.dumps(keys[start : start + _BODIES]),)))
         if rows:
