@@ -631,6 +631,24 @@ async def test_streamed_over_grpc(serve: Serve) -> None:
     assert [answer.step for answer in wire.of(0)] == [1, 2]
 
 
+async def test_a_session_that_is_away_is_brought_back(serve: Serve) -> None:
+    """And a continuation goes on while its session is away."""
+    serving = await serve(max_sessions=2)
+    wire = serving.wire()
+    await wire.open([0], "next-word")
+    await wire.send(words([0] * 3, [3, 4, 5]), generate(0, 0, 20, seed=1), generate(0, 1, 5000, seed=2))
+    await wire.until(lambda wire: done(0)(wire) and wire.continuations[1].tokens)
+    away = serving.host.streams[1].away
+    while not len(away):
+        # Only a session that is in the store gives way.
+        await wire.open([len(wire.opened)], "next-word")
+    assert (0, "/" + wire.opened[0][0]) in list(away)
+    await wire.send(generate(0, 2, 20, seed=1))
+    await wire.until(done(1, 2))
+    np.testing.assert_allclose(wire.continuations[2].probabilities, wire.continuations[0].probabilities, rtol=1e-4)
+    assert len(wire.continuations[1].tokens) == 5000
+
+
 async def test_half_closing_lets_it_finish(serve: Serve) -> None:
     wire = (await serve()).wire()
     await wire.send(opening([0], "next-word"), words([0] * 50, [3] * 50), generate(0, 1, 300))

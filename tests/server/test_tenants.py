@@ -188,9 +188,9 @@ async def told(serving: Serving, session_id: str, *metadata: tuple[str, str]) ->
     await wire.send(opening([0], "", ids=[session_id], mode=RESUME))
     await wire.send(opening([1], "next-value", ids=[session_id], mode=RESUME))
     await wire.until(lambda wire: len(wire.faults) == 2)
-    answers += [(frame.SerializeToString(deterministic=True),) for frame in wire.frames]
     await wire.cancel()
-    return answers
+    faults = (fault for frame in wire.frames for fault in frame.faults)
+    return [*answers, *((fault.SerializeToString(deterministic=True),) for fault in faults)]
 
 
 async def attached(wire: Wire, _serving: Serving) -> None:
@@ -222,11 +222,12 @@ async def taken_over(wire: Wire, serving: Serving) -> None:
     await wire.until(lambda wire: "SESSION_TAKEN_OVER" in wire.reasons)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "in memory"])
 @pytest.mark.parametrize("fate", [attached, detached, closed, expired, evicted, taken_over])
 async def test_a_guessed_id_is_one_that_never_was(
-    serve: Serve, fate: Callable[[Wire, Serving], Awaitable[None]]
+    serve: Serve, fate: Callable[[Wire, Serving], Awaitable[None]], kept: bool
 ) -> None:
-    serving = await serve(max_sessions=3)
+    serving = await serve(max_sessions=3, store="" if kept else "none")
     never = await told(serving, "guessed", BOB)
     assert any(answer[0] == "GetSession" and answer[1] == grpc.StatusCode.NOT_FOUND for answer in never)
     wire = serving.wire(ALICE)
@@ -234,6 +235,24 @@ async def test_a_guessed_id_is_one_that_never_was(
     await wire.open([0], "next-word", ids=["guessed"], lease=lease)
     await fate(wire, serving)
     assert await told(serving, "guessed", BOB) == never
+
+
+@pytest.mark.parametrize("fate", [detached, closed])
+async def test_nor_is_it_after_a_restart(
+    serve: Serve, tmp_path: Path, fate: Callable[[Wire, Serving], Awaitable[None]]
+) -> None:
+    before = await serve(state_folder=tmp_path)
+    never = await told(before, "guessed", BOB)
+    wire = before.wire(ALICE)
+    await wire.open([0], "next-word", ids=["guessed"])
+    await fate(wire, before)
+    await before.stop()
+    after = await serve(state_folder=tmp_path)
+    assert await told(after, "guessed", BOB) == never
+    own = after.wire(ALICE)
+    await own.send(opening([0], "", ids=["guessed"], mode=RESUME))
+    await own.until(lambda wire: wire.opened or wire.reasons == ["SESSION_CLOSED"])
+    assert await told(after, "guessed", BOB) == never
 
 
 async def test_tenants_use_the_same_ids_independently(serve: Serve) -> None:
