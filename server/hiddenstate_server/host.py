@@ -448,7 +448,11 @@ class Host:
         error = Ended.CLOSED.error()
         model.drop(rows, error)
         for row in rows[model.table.stream[rows] >= 0].tolist():
-            self._refuse(self.streams[int(model.table.stream[row])], error, int(model.table.handle[row]))
+            stream, handle = self.streams[int(model.table.stream[row])], int(model.table.handle[row])
+            if stream.held is not None:
+                # The handle may be another session's by the time they would be sent.
+                stream.held.drop(stream, handle)
+            self._refuse(stream, error, handle)
         self.end(model, rows, Ended.CLOSED)
 
     def expire(self) -> None:

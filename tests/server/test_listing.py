@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import duration_pb2
 from tests.server.conftest import Serve, Serving
+from tests.server.doubles import WORDS, Clock, MixingWords
+from tests.server.test_rewind import drained
 from tests.server.test_service import reason_of
-from tests.server.wire import opening, rewind, words
+from tests.server.wire import Replies, opening, rewind, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server.host import Host
+from hiddenstate_server.keeper import new_ledger
+from hiddenstate_server.limits import Limits
+from hiddenstate_server.metrics import Metrics
 
 
 def seconds(value: float) -> duration_pb2.Duration:
@@ -148,3 +155,24 @@ async def test_a_negative_idle_time_finds_nothing(serving: Serving) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await listed(serving, idle_for=seconds(-1))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_answers_held_back_end_with_their_session() -> None:
+    """Else they would be taken for those of the next session with the handle."""
+    ledger = new_ledger(True, 100)
+    host = Host(Limits(), Metrics("test"), Clock(), ledger=ledger)
+    model = host.add_model(WORDS, MixingWords(), 8)
+    stream = host.connect()
+    host.receive(stream, opening([0, 1], "words"))
+    host.receive(stream, words([0, 0, 1], [3, 4, 5]))
+    while host.ready:
+        host.tick()
+    assert stream.backlog == 3
+    host.close_now(model, np.array([0]))
+    host.receive(stream, opening([0], "words"))
+    assert ledger.held is not None
+    ledger.held.release(ledger.held.mark)
+    replies = drained(stream, Replies())
+    assert [(answer.handle, answer.step) for answer in replies.observed] == [(1, 1)]
+    assert replies.reasons == ["SESSION_CLOSED"]
+    assert stream.backlog == 0
