@@ -1,7 +1,7 @@
 """The last observations of each row, and states to feed them to again: how a session goes back.
 
 Few states are kept, and what came after one is replayed: a ring of all states would go back without a step, but takes
-thirty times the memory.
+ten to thirty times the memory.
 
 Observations come in with every tick and are needed hardly ever. So a tick only notes its arrays, and every so many
 ticks they are written in bulk; rows that have come far enough from their newest kept state then keep the one they are
