@@ -14,7 +14,7 @@ import numpy as np
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, frames
 from hiddenstate_server.model import ServedModel
-from hiddenstate_server.opening import check_handle, make_room, no_place, now_durable, opened
+from hiddenstate_server.opening import check_handle, make_room, no_place, now_durable, opened, room
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.scheduler import FORK, Batch
 from hiddenstate_server.sessions import Place, key_of, make_ids, tenant_of
@@ -98,7 +98,7 @@ def _answer(stream: Stream, answer: pb.Opened | None) -> None:
 def copy_session(host: Host, model: ServedModel, row: int, count: int, keep: RowArray) -> RowArray:
     """Rows of up to `count` detached copies, as many as there is room for without `keep`."""
     make_room(host, model, count, keep)
-    count = min(count, model.arena.free)
+    count = min(count, room(host, model))
     table, arena = model.table, model.arena
     rows = arena.allocate(count)
     if count:

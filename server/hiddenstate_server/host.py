@@ -400,7 +400,9 @@ class Host:
     def _no_session(self, stream: Stream, handle: int) -> errors.ServerError:
         code = stream.row_of(handle)
         if code == AWAY:
-            return self._known.refusals[stream.away.key(handle)]
+            return self._known.refusals.get(stream.away.key(handle)) or errors.StoreUnavailable(
+                "the session cannot be brought back now; try again"
+            )
         if code in _ENDINGS:
             return Ended(code).error()
         if code == RESERVED:
@@ -505,6 +507,10 @@ class Host:
         for model in self.models:
             used = model.arena.used
             model.metrics.flush(model.sessions, used, max(0, self.limits.max_sessions - used))
+        if self.ledger is not None:
+            arena, memory = sum(model.sessions for model in self.models), self.ledger.packed
+            lag = self.ledger.lag(self.models, self.clock())
+            self.metrics.store.flush({"arena": arena, "memory": memory}, self.ledger.stored, *lag)
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless models, streams and keys agree."""

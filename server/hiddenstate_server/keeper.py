@@ -10,18 +10,20 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
 from hiddenstate_server import errors, residence
 from hiddenstate_server.host import Host
-from hiddenstate_server.ledger import Chunk, Ledger, Sweep, failed, written
+from hiddenstate_server.ledger import Chunk, Ledger, Outcome, Sweep, failed, written
 from hiddenstate_server.residence import Known, NeedsStore
-from hiddenstate_server.store import Record, Store, StoreError, open_store, redacted
+from hiddenstate_server.sessions import key_of
+from hiddenstate_server.store import Filters, Position, Record, Store, StoreError, open_store, redacted
 
 T = TypeVar("T")
 
@@ -41,6 +43,13 @@ _CLAIMED_KEPT_SECONDS = 10.0
 def new_ledger(every_step: bool, limit: int) -> Ledger:
     """A ledger under a name that no other process has."""
     return Ledger(uuid.uuid4().hex, every_step, limit)
+
+
+class _Errand(NamedTuple):
+    """A call of the store that somebody waits for."""
+
+    function: Callable[[], Any]
+    answer: asyncio.Future[Any]
 
 
 class _Question:
@@ -63,6 +72,7 @@ class Keeper:
         self._flush_interval = flush_interval
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._questions: list[_Question] = []
+        self._errands: deque[_Errand] = deque()
         self._due = asyncio.Event()
         self._sweep: Sweep | None = None
         self._swept_at = self._tended_at = 0.0
@@ -90,11 +100,54 @@ class Keeper:
         self._due.set()
         await question.answered.wait()
 
-    async def saved(self) -> None:
-        """Waits until the store has everything that is unsaved now."""
+    async def look(self, keys: Sequence[str]) -> dict[str, Record]:
+        """Sessions as they are in memory or else in the store, live and ended; StoreUnavailable."""
+        found = await self._errand(partial(self._store.find, keys))
+        for key in keys:
+            if key in self._ledger.unsaved:
+                found[key] = self._ledger.unsaved[key].record
+        return found
+
+    async def page(self, tenant: str, filters: Filters, after: Position, limit: int) -> tuple[list[Record], int]:
+        """A tenant's live sessions in the store after (creation, id), and how many match; StoreUnavailable."""
+        start = (after[0], key_of(tenant, after[1]) if after[1] else "")
+        return await self._errand(partial(self._store.page, tenant, filters, start, limit))
+
+    async def fetch(self, key: str) -> None:
+        """Brings a session that no other process holds to a row or to memory; why it cannot be had."""
+        if residence.present(self._host, key):
+            return
+        record = (await self.look([key])).get(key)
+        if record is not None and not record.ended and record.owner not in ("", self._ledger.owner):
+            raise errors.SessionElsewhere(f"another server holds session {record.id!r}; connect again to reach it")
+        known = Known()
+        needs = NeedsStore([key]) if self._ledger.holder(key) is None else NeedsStore(finds=[key])
+        await self.ask(needs, known)
+        if key in known.refusals:
+            raise known.refusals[key]
+
+    async def end(self, keys: Sequence[str]) -> int:
+        """Ends sessions that have no row here, whoever holds them; how many lived."""
+        known = Known()
+        await self.ask(NeedsStore(claims=keys), known)
+        return sum(residence.end_without_row(self._host, key) for key in keys if key not in known.refusals)
+
+    async def _errand(self, function: Callable[[], T]) -> T:
+        errand = _Errand(function, asyncio.get_running_loop().create_future())
+        self._errands.append(errand)
+        self._due.set()
+        answer: T = await errand.answer
+        return answer
+
+    async def saved(self, seconds: float) -> None:
+        """Waits until the store has everything that is unsaved now; StoreUnavailable if that takes longer."""
         reached = asyncio.Event()
         self._ledger.when_durable((), reached.set)
-        await reached.wait()
+        try:
+            async with asyncio.timeout(seconds):
+                await reached.wait()
+        except TimeoutError:
+            raise _unavailable() from None
 
     # the loop
 
@@ -103,6 +156,8 @@ class Keeper:
         while True:
             if self._questions:
                 await self._answer()
+            elif self._errands:
+                await self._run_errand(self._errands.popleft())
             elif self._saving_due():
                 await self._save()
             elif self._host.clock() >= self._tended_at + _TEND_SECONDS:
@@ -123,7 +178,7 @@ class Keeper:
         if self._sweep is None:
             if not self._ledger.waited_for and now < self._swept_at + self._flush_interval:
                 return False
-            self._sweep = self._ledger.sweep(self._host.models, partial(residence.records_of, self._host))
+            self._sweep = self._ledger.sweep(self._host.models, partial(residence.records_of, self._host), now)
             self._swept_at = now
         return True
 
@@ -139,13 +194,24 @@ class Keeper:
             for question in questions:
                 keys = [*question.needs.claims, *question.needs.finds]
                 question.known.asked.update(keys)
-                question.known.refusals |= dict.fromkeys(keys, _UNAVAILABLE)
+                question.known.refusals |= dict.fromkeys(keys, _unavailable())
                 question.answered.set()
             return
         for question in questions:
             residence.adopt_claimed(self._host, claimed, question.needs.claims, question.known)
             residence.adopt_found(self._host, found, question.needs.finds, question.known)
             question.answered.set()
+
+    async def _run_errand(self, errand: _Errand) -> None:
+        try:
+            answer = await self._call(errand.function)
+        except StoreError as error:
+            await self._failed("lookup", error)
+            if not errand.answer.done():
+                errand.answer.set_exception(_unavailable())
+        else:
+            if not errand.answer.done():
+                errand.answer.set_result(answer)
 
     async def _looked_up(
         self, look_up: Callable[[Sequence[str]], dict[str, Record]], keys: Iterable[str]
@@ -180,7 +246,19 @@ class Keeper:
             failed(chunk)
             raise
         self._host.metrics.store.wrote(len(chunk.records), time.perf_counter() - start)
-        residence.apply_outcome(self._host, written(self._ledger, chunk, refused))
+        outcome = written(self._ledger, chunk, refused)
+        residence.apply_saved(self._host, outcome)
+        if outcome.lost_keys:
+            await self._give_up(outcome)
+
+    async def _give_up(self, outcome: Outcome) -> None:
+        """Drops what others own; those who hold it are told why."""
+        try:
+            found = await self._call(partial(self._store.find, outcome.lost_keys))
+        except StoreError as error:
+            await self._failed("lookup", error)
+            found = {}
+        residence.apply_lost(self._host, outcome, found)
 
     async def _tend(self) -> None:
         now = self._host.clock()
@@ -191,6 +269,7 @@ class Keeper:
             expired = await self._call(partial(self._store.expire, wall, HELD_GRACE))
             await self._call(partial(self._store.prune, wall - _ENDINGS_KEPT_SECONDS))
             await self._renew()
+            self._ledger.stored = await self._call(self._store.live)
         except StoreError as error:
             await self._failed("tend", error)
             return
@@ -241,9 +320,14 @@ class Keeper:
     async def release(self, seconds: float) -> int:
         """Saves everything, giving sessions up to whoever wants them; how many could not be saved in that time."""
         self._ledger.releasing = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.saved()
+        until = self._host.clock() + seconds
+        try:
+            await self.saved(seconds)
+            for keys in _in_parts(residence.keys_held(self._host)):
+                if self._host.clock() < until:
+                    await self._errand(partial(self._store.claim, keys, ""))
+        except errors.StoreUnavailable:
+            log.error("the store did not take everything in time", unsaved=self.unsaved)
         return self.unsaved
 
     async def close(self) -> None:
@@ -252,7 +336,8 @@ class Keeper:
         self._thread.shutdown()
 
 
-_UNAVAILABLE = errors.StoreUnavailable("the state store does not answer; try again")
+def _unavailable() -> errors.StoreUnavailable:
+    return errors.StoreUnavailable("the state store does not answer; try again")
 
 
 def _in_parts(keys: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -66,11 +66,10 @@ class Outcome(NamedTuple):
 
     saved: list[Record]
     """Those from memory."""
-    lost: list[str]
-    """Keys from memory that others own."""
-    model: ServedModel | None = None
-    lost_rows: RowArray = np.empty(0, np.int64)
-    """Rows of the model whose sessions others own."""
+    lost_keys: list[str]
+    """Sessions that others own, or that the store has ended."""
+    fences: list[int]
+    """With what they were refused."""
 
 
 class Waiter(NamedTuple):
@@ -97,9 +96,12 @@ class Ledger:
         """Answers that wait; None where they do not."""
         self.releasing = False
         """Sessions are given up to whoever wants them."""
+        self.stored = 0
+        """Live sessions in the store, counted now and then."""
         self.shared = False
         """Other processes write to the store."""
         self._limit = limit
+        self._saved_until = 0.0
         self._away: dict[str, int] = {}
         self._waiters: list[Waiter] = []
         self._taken_back: set[str] = set()
@@ -108,6 +110,22 @@ class Ledger:
     def full(self) -> bool:
         """Whether too much waits for the store."""
         return len(self.unsaved) >= self._limit
+
+    @property
+    def packed(self) -> int:
+        """Live sessions in memory without a row."""
+        return len(self.claimed) + sum(not packed.record.ended for packed in self.unsaved.values())
+
+    def lag(self, models: Iterable[ServedModel], now: float) -> tuple[int, float]:
+        """Observations applied that the store does not have, and how old the oldest may be in seconds."""
+        steps, waiting = 0, bool(self.unsaved)
+        for model in models:
+            table = model.table
+            rows = np.union1d(table.unsaved_rows(), np.flatnonzero(table.writing[: len(table.keys)]))
+            steps += int((table.applied[rows] - table.durable[rows]).sum())
+            waiting = waiting or bool(len(rows))
+        steps += sum(record.step - durable for record, durable, _ in self.unsaved.values() if not record.ended)
+        return steps, now - self._saved_until if waiting else 0.0
 
     # sessions without rows
 
@@ -118,6 +136,16 @@ class Ledger:
             return None if packed.record.ended else packed.record
         claimed = self.claimed.get(key)
         return None if claimed is None else claimed[0]
+
+    def ended(self, key: str) -> bool:
+        """Whether the session has ended and the store does not know."""
+        packed = self.unsaved.get(key)
+        return packed is not None and bool(packed.record.ended)
+
+    def durable(self, record: Record) -> int:
+        """Observations of a session without a row that the store has."""
+        packed = self.unsaved.get(record.key)
+        return record.step if packed is None else packed.durable
 
     def take(self, key: str) -> Packed | None:
         """Removes a live session from memory, for a row."""
@@ -181,14 +209,15 @@ class Ledger:
         """Whether anybody waits."""
         return bool(self._waiters or self.held)
 
-    def sweep(self, models: Sequence[ServedModel], records_of: RecordsOf) -> Sweep:
-        """Begins to save everything that is unsaved now."""
+    def sweep(self, models: Sequence[ServedModel], records_of: RecordsOf, now: float) -> Sweep:
+        """Begins to save everything that is unsaved now, at a monotonic second."""
         waiters, self._waiters = self._waiters, []
         self._taken_back.clear()
-        return Sweep(self, models, records_of, waiters, 0 if self.held is None else self.held.mark)
+        return Sweep(self, models, records_of, waiters, 0 if self.held is None else self.held.mark, now)
 
     def finish(self, sweep: Sweep) -> None:
         """Everything in the sweep is saved."""
+        self._saved_until = sweep.begun
         if self.held is not None:
             self.held.release(sweep.mark)
         for waiter in sweep.waiters:
@@ -217,7 +246,9 @@ class Sweep:
         records_of: RecordsOf,
         waiters: list[Waiter],
         mark: int,
+        begun: float,
     ) -> None:
+        self.begun = begun
         self.waiters = waiters
         self.mark = mark
         self._ledger = ledger
@@ -276,14 +307,15 @@ def written(ledger: Ledger, chunk: Chunk, refused: Iterable[str]) -> Outcome:
     refused = frozenset(refused)
     if chunk.rows is not None:
         return _rows_written(chunk.rows, refused)
-    outcome = Outcome([], [])
+    outcome = Outcome([], [], [])
     for record in chunk.records:
         packed = ledger.unsaved.get(record.key)
         # What was packed again since, or claimed again by ourselves, is still to be written.
         if packed is not None and packed.record is record:
             del ledger.unsaved[record.key]
             if record.key in refused:
-                outcome.lost.append(record.key)
+                outcome.lost_keys.append(record.key)
+                outcome.fences.append(record.fence)
             else:
                 outcome.saved.append(record)
     return outcome
@@ -294,19 +326,22 @@ def _rows_written(taken: Rows, refused: frozenset[str]) -> Outcome:
     same = _same_sessions(taken)
     table.writing[taken.rows[same]] = False
     current = same & (table.fence[taken.rows] == taken.fences)
-    saved, lost = current, np.empty(0, np.int64)
+    saved, outcome = current, Outcome([], [], [])
     if refused:
         unwelcome = np.fromiter((key in refused for key in taken.keys), np.bool_, len(taken.keys))
         # A row whose fence has risen since was claimed by ourselves; it is saved under the new one.
         table.unsaved[taken.rows[same & unwelcome]] = True
-        saved, lost = current & ~unwelcome, taken.rows[current & unwelcome]
+        saved = current & ~unwelcome
+        for index in np.flatnonzero(current & unwelcome).tolist():
+            outcome.lost_keys.append(taken.keys[index])
+            outcome.fences.append(taken.fences.item(index))
     rows = taken.rows[saved]
     table.stored[rows] = True
     table.stored_use[rows] = taken.uses[saved]
     # What was saved before observations were taken back says nothing of those that came after.
     straight = saved & (table.rewinds[taken.rows] == taken.rewinds)
     table.durable[taken.rows[straight]] = taken.steps[straight]
-    return Outcome([], [], taken.model, lost)
+    return outcome
 
 
 def failed(chunk: Chunk) -> None:

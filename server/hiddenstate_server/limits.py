@@ -10,6 +10,7 @@ class Limits:
     """What clients may take; seconds, rows and sessions."""
 
     max_sessions: int = 100_000
+    max_stored_sessions: int = 10_000_000
     max_sessions_per_stream: int = 65_536
     max_session_backlog: int = 16_384
     max_stream_backlog: int = 65_536

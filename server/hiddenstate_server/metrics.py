@@ -186,7 +186,8 @@ class StoreMetrics:
         def gauge(name: str, text: str, *labels: str, mode: GaugeMode = "livesum") -> Gauge:
             return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
 
-        self._sessions = gauge("hiddenstate_sessions", "Sessions held by this process, by place.", "place")
+        self._sessions = gauge("hiddenstate_sessions", "Sessions in rows of the arena, or packed in memory.", "place")
+        self._stored = gauge("hiddenstate_stored_sessions", "Live sessions in the store, in all.", mode="livemax")
         self._evictions = counter("hiddenstate_evictions_total", "Sessions moved out of the arena.", "reason")
         self._restores = counter("hiddenstate_restores_total", "Sessions brought back into the arena.", "source")
         self._restore_seconds = BulkHistogram(
@@ -233,10 +234,11 @@ class StoreMetrics:
         """The store works again."""
         self._failing.set(0)
 
-    def flush(self, places: Mapping[str, int], lag_steps: int, lag_seconds: float) -> None:
+    def flush(self, places: Mapping[str, int], stored: int, lag_steps: int, lag_seconds: float) -> None:
         """Brings how many sessions are where, and how far the store is behind, to Prometheus."""
         for place, count in places.items():
             self._sessions.labels(place).set(count)
+        self._stored.set(stored)
         self._lag_steps.set(lag_steps)
         self._lag_seconds.set(lag_seconds)
 

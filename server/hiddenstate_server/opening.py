@@ -190,11 +190,13 @@ def _make(
         else:
             new[key] = handle
     make_room(host, model, len(new))
-    places = model.arena.free
+    places = room(host, model)
     for key, handle in list(new.items())[places:]:
         del new[key]
         refused.append((handle, no_place(host, model)))
     if new:
+        if host.ledger is not None:
+            host.ledger.stored += len(new)
         seconds = host.limits.idle_timeout if lease is None else lease
         rows = _start(host, stream, model, new, seconds, labels, known)
         if snapshots:
@@ -222,9 +224,19 @@ def _shadow_model(host: Host, model: ServedModel, version: str) -> ServedModel |
 def no_place(host: Host, model: ServedModel) -> errors.SessionLimit:
     """Why there is no room for another session of this model."""
     limit = host.limits.max_sessions
+    if host.ledger is not None and model.arena.free:
+        limit = host.limits.max_stored_sessions
+        return errors.SessionLimit(f"{limit} sessions are live, the limit; close some or try again later", limit=limit)
     return errors.SessionLimit(
         f"{limit} sessions of {model.info.name} are live, the limit; close some or try again later", limit=limit
     )
+
+
+def room(host: Host, model: ServedModel) -> int:
+    """How many more sessions there may be at once."""
+    if host.ledger is None:
+        return model.arena.free
+    return max(0, min(model.arena.free, host.limits.max_stored_sessions - host.ledger.stored))
 
 
 def make_room(host: Host, model: ServedModel, count: int, keep: RowArray | None = None) -> None:

@@ -120,9 +120,8 @@ def lookup_handler(host: Host, keeper: Keeper | None = None) -> grpc.GenericRpcH
             elif (ending := host.directory.ending(key)) is not None:
                 fates[key] = ending.name
         if keeper is not None and fates:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TIMEOUT / 2):
-                    await keeper.saved()
+            with contextlib.suppress(errors.StoreUnavailable):
+                await keeper.saved(_TIMEOUT / 2)
         return fates
 
     handler = grpc.unary_unary_rpc_method_handler(lookup, json.loads, _encoded)

@@ -20,7 +20,7 @@ from hiddenstate_server.ledger import Holder, Outcome, Packed
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.records import RecordInvalid
 from hiddenstate_server.runtimes import RowArray
-from hiddenstate_server.sessions import DETACHED, Ended, Place, Saved, id_of, tenant_of
+from hiddenstate_server.sessions import DETACHED, Ended, Place, Saved, id_of, key_of, make_ids, tenant_of
 from hiddenstate_server.store import Record
 from hiddenstate_server.streams import AWAY, Stream
 from hiddenstate_server.twins import start_shadows
@@ -214,6 +214,13 @@ def evict(host: Host, model: ServedModel, rows: RowArray, reason: str) -> None:
     host.metrics.store.evicted(reason, len(rows))
 
 
+def keys_held(host: Host) -> list[str]:
+    """Keys of all sessions of this process that have a row or are held."""
+    assert host.ledger is not None
+    keys = [model.table.keys[row] for model in host.models for row in model.table.live().tolist()]
+    return [*keys, *host.ledger.away]
+
+
 def expire_away(host: Host) -> None:
     """Tells streams of sessions without rows whose lease has run out; the store ends them by itself."""
     for stream in host.streams.values():
@@ -241,43 +248,67 @@ def bring_back(host: Host, stream: Stream, handles: NDArray[np.uint32], rows: Ro
     for key in keys:
         record = host.ledger.live(key)
         if record is not None:
-            model = _model_of(host, record, known)
-            if model is not None:
-                wanted[model].append(key)
+            try:
+                wanted[model_for(host, record)].append(key)
+            except errors.ServerError as error:
+                known.refusals[key] = error
     for model, of_model in wanted.items():
         mine = rows[(rows >= model.base) & (rows < model.base + model.capacity)] - model.base
         make_room(host, model, len(of_model), keep=mine)
         if model.arena.free < len(of_model):
             raise NeedsRoom
     for model, of_model in wanted.items():
-        found = restore(host, model, of_model)
-        held = np.array([keys[key] for key in of_model], np.uint32)
-        model.table.attach(found, stream.number, held)
-        for handle, row in zip(held.tolist(), found.tolist(), strict=True):
-            used = stream.away.used.item(handle)
-            model.table.last_use[row] = max(used, model.table.last_use.item(row))
-            stream.bind(handle, model.base + row)
+        _restore_held(host, model, of_model, stream, [keys[key] for key in of_model])
 
 
-def _model_of(host: Host, record: Record, known: Known) -> ServedModel | None:
-    """The model that can take a record; None, and a refusal, if there is none."""
+def _restore_held(host: Host, model: ServedModel, keys: Sequence[str], stream: Stream, handles: Sequence[int]) -> None:
+    rows = restore(host, model, keys)
+    model.table.attach(rows, stream.number, np.array(handles, np.uint32))
+    for handle, row in zip(handles, rows.tolist(), strict=True):
+        model.table.last_use[row] = max(stream.away.used.item(handle), model.table.last_use.item(row))
+        stream.bind(handle, model.base + row)
+
+
+def model_for(host: Host, record: Record) -> ServedModel:
+    """The model that can take a record; ModelNotFound or InternalError if there is none."""
+    model = host.model(record.model, record.version, retired=True)
     try:
-        model = host.model(record.model, record.version, retired=True)
         model.packer.check(record.body)
-    except errors.ModelNotFound as error:
-        known.refusals[record.key] = error
-        return None
     except RecordInvalid as error:
-        log.error(
-            "a stored session does not fit",
-            session=record.id,
-            tenant=record.tenant,
-            model=str(model.info),
-            reason=str(error),
-        )
-        known.refusals[record.key] = errors.InternalError(f"what is stored of the session does not fit: {error}")
-        return None
+        named = {"session": record.id, "tenant": record.tenant, "model": str(model.info)}
+        log.error("a stored session does not fit", reason=str(error), **named)
+        raise errors.InternalError(f"what is stored of the session does not fit: {error}") from error
     return model
+
+
+def give_row(host: Host, key: str) -> None:
+    """Gives a row to a session in memory; who holds it goes on holding it. Why it cannot be had, if it cannot."""
+    ledger = host.ledger
+    assert ledger is not None
+    record, holder = ledger.live(key), ledger.holder(key)
+    if record is None:
+        return
+    model = model_for(host, record)
+    make_room(host, model, 1)
+    if not model.arena.free:
+        raise errors.SessionLimit("every row has work under way; try again later")
+    if holder is None:
+        restore(host, model, [key])
+    else:
+        _restore_held(host, model, [key], host.streams[holder.stream], [holder.handle])
+
+
+def spawn(host: Host, model: ServedModel, record: Record, count: int) -> RowArray:
+    """Free rows for detached copies of a session that has none here."""
+    rows, now = model.arena.allocate(count), host.clock()
+    model.table.start(rows, [key_of(record.tenant, made) for made in make_ids(count)], record.lease, now, record.labels)
+    model.table.applied[rows] = model.table.accepted[rows] = record.step
+    model.table.detach(rows, now)
+    model.unpack([record.body] * count, rows)
+    for row in rows.tolist():
+        host.directory.add(model.table.keys[row], Place(model, row))
+    model.metrics.opened("forked", count)
+    return rows
 
 
 def restore(host: Host, model: ServedModel, keys: Sequence[str]) -> RowArray:
@@ -386,12 +417,8 @@ def _void(host: Host, stream: Stream, handle: int, ending: Ended) -> None:
     stream.fault(ending.error(), handle)
 
 
-def apply_outcome(host: Host, outcome: Outcome) -> None:
-    """Does what follows from what the store took and refused."""
-    if outcome.model is not None and len(outcome.lost_rows):
-        lose(host, outcome.model, outcome.lost_rows)
-    for key in outcome.lost:
-        take_from_holder(host, key, Ended.TAKEN_OVER)
+def apply_saved(host: Host, outcome: Outcome) -> None:
+    """Notes what the store has now of sessions without rows."""
     assert host.ledger is not None
     for record in outcome.saved:
         holder = host.ledger.holder(record.key)
@@ -399,6 +426,36 @@ def apply_outcome(host: Host, outcome: Outcome) -> None:
             away = host.streams[holder.stream].away
             away.durable[holder.handle] = record.step
             away.stored_use[holder.handle] = record.last_use - host.wall_seconds
+
+
+def apply_lost(host: Host, outcome: Outcome, found: Mapping[str, Record]) -> None:
+    """Drops what the store refused, unless it has been claimed again since; `found` is what the store has instead."""
+    ledger = host.ledger
+    assert ledger is not None
+    for key, fence in zip(outcome.lost_keys, outcome.fences, strict=True):
+        record = found.get(key)
+        ending = Ended[record.ended] if record is not None and record.ended else Ended.TAKEN_OVER
+        place = host.directory.get(key)
+        if place is None:
+            take_from_holder(host, key, ending)
+        elif place.model.table.fence.item(place.row) == fence:
+            lose(host, place.model, np.array([place.row]), ending)
+
+
+def end_without_row(host: Host, key: str) -> bool:
+    """Ends a session that was just claimed; False if it does not live here without a row."""
+    ledger = host.ledger
+    assert ledger is not None
+    record = ledger.live(key)
+    if record is None:
+        return False
+    durable = ledger.durable(record)
+    ledger.forget(key)
+    ledger.unsaved[key] = Packed(record._replace(ended=Ended.CLOSED.name, owner="", body=b""), durable, True)
+    take_from_holder(host, key, Ended.CLOSED)
+    host.watching.end(key, Ended.CLOSED.error())
+    host.directory.end(key, Ended.CLOSED)
+    return True
 
 
 def present(host: Host, key: str) -> bool:

@@ -40,8 +40,7 @@ class HiddenStateService(SessionCalls):
         reloader: Reloader,
         wake_engine: Callable[[], None],
     ) -> None:
-        super().__init__(host, peers, tenants)
-        self._keeper = keeper
+        super().__init__(host, keeper, peers, tenants)
         self._reloader = reloader
         self._wake_engine = wake_engine
 
@@ -61,9 +60,8 @@ class HiddenStateService(SessionCalls):
             reading.result()
         if stream.ending is not None and self._keeper is not None:
             # Who is sent elsewhere finds everything there.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_HAND_OVER_SECONDS):
-                    await self._keeper.saved()
+            with contextlib.suppress(errors.StoreUnavailable):
+                await self._keeper.saved(_HAND_OVER_SECONDS)
         if stream.ending is not None:
             raise stream.ending
 
@@ -79,19 +77,22 @@ class HiddenStateService(SessionCalls):
 
     async def _receive(self, stream: streams.Stream, request: pb.StreamRequest) -> None:
         """Has a frame applied, after whatever it needs has been fetched."""
-        known = None
+        known, asked_at = None, None
         if self._peers and request.open.session_ids:
             known = Known(refusals=await self._elsewhere(stream, request.open))
         while True:
             try:
                 self._host.receive(stream, request, known)
-                return
+                break
             except NeedsStore as needs:
+                asked_at = asked_at or self._host.clock()
                 known = known or Known()
                 assert self._keeper is not None
                 await self._keeper.ask(needs, known)
             except NeedsRoom:
                 await asyncio.sleep(_ROOM_SECONDS)
+        if asked_at is not None:
+            self._host.metrics.store.waited(self._host.clock() - asked_at)
 
     async def _elsewhere(self, stream: streams.Stream, frame: pb.Open) -> dict[str, errors.ServerError]:
         """What peers know of the keys in an open that this process does not have.
@@ -136,25 +137,34 @@ class HiddenStateService(SessionCalls):
         tenant = self._tenants.of(context)
         if request.model:
             self._host.model(request.model, retired=True)
-        page = listing.page(self._host, tenant, request)
-        if not self._peers or is_private(context):
-            return page
-        return listing.merged(request, [page, *await self._peers.pages(tenant, request)])
+        if is_private(context):
+            return listing.page(self._host, tenant, request)
+        pages = []
+        if self._keeper is not None:
+            filters, after = listing.Filter(tenant, request).stored, listing.position(request.page_token)
+            records, total = await self._keeper.page(tenant, filters, after, listing.page_size(request) + 1)
+            pages.append(listing.stored_page(self._host, request, records, total))
+        # After the store's, so that no session is missing because it was stored in between, or counted twice.
+        pages.append(listing.page(self._host, tenant, request))
+        if self._peers:
+            pages += await self._peers.pages(tenant, request)
+        return listing.merged(request, pages)
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
         """One live session of any worker, or how it ended."""
-        directory = self._host.directory
         key = key_of(self._tenants.of(context), request.id)
-        place = directory.get(key)
+        place = self._host.directory.get(key)
         if place is not None:
             return pb.GetSessionResponse(session=listing.session(self._host, place))
         if self._peers and not is_private(context):
             found = await self._peers.session(key)
             if isinstance(found, pb.Session):
                 return pb.GetSessionResponse(session=found)
-            if found is not None:
+            if found is not None and self._keeper is None:
                 raise found
-        raise directory.missing(key)
+        if self._keeper is None or is_private(context):
+            raise self._host.directory.missing(key)
+        return pb.GetSessionResponse(session=listing.of_record(self._host, await self._stored(key)))
 
 
 def register(service: HiddenStateService, server: grpc.aio.Server) -> None:

@@ -116,7 +116,9 @@ class Supervisor:
                     sys.exit(1)
                 continue
             log.error(
-                "a worker died; its sessions are lost, starting it again", worker=worker, exit_code=process.exitcode
+                "a worker died; what the store does not have is lost, starting it again",
+                worker=worker,
+                exit_code=process.exitcode,
             )
             time.sleep(_RESTART_SECONDS)
             if not self._stopping:

@@ -11,10 +11,12 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.records import RecordInvalid
+from hiddenstate_server.residence import model_for
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.scheduler import Batch
 from hiddenstate_server.sessions import tenant_of
 from hiddenstate_server.snapshots import Snapshot
+from hiddenstate_server.store import Record
 
 if TYPE_CHECKING:
     from hiddenstate_server.host import Host
@@ -48,6 +50,25 @@ def sealed(host: Host, model: ServedModel, rows: RowArray) -> list[bytes]:
     ]
     model.metrics.exported(np.array(list(map(len, snapshots)), np.float64))
     return snapshots
+
+
+def sealed_record(host: Host, record: Record) -> bytes:
+    """A snapshot of a session that has no row here."""
+    model = model_for(host, record)
+    snapshot = host.sealer.seal(
+        Snapshot(
+            record.tenant,
+            record.model,
+            record.version,
+            model.info.digest,
+            record.step,
+            record.lease,
+            record.labels,
+            record.body,
+        )
+    )
+    model.metrics.exported(np.array([len(snapshot)], np.float64))
+    return snapshot
 
 
 def unsealed(host: Host, tenant: str, data: bytes) -> tuple[ServedModel, Snapshot]:

@@ -170,8 +170,6 @@ class Worker:
         if self._keeper is not None:
             self.host.abandon()
             self.unsaved = await self._keeper.release(max(_LEAST_SAVE_SECONDS, self._settings.drain_timeout))
-            if self.unsaved:
-                log.error("the store did not take everything in time", sessions_not_saved=self.unsaved)
         self._drained.set()
 
     def _wake(self) -> None:

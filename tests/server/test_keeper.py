@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.server.conftest import Serve, Serving
-from tests.server.wire import Answer, heartbeat, words
+from tests.server.wire import Answer, heartbeat, opening, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.repository import LoadedModel
@@ -88,3 +88,47 @@ async def test_fifty_sessions_in_two_rows(serve: Serve, alone: Alone) -> None:
     assert not wire.faults
     await wire.send(heartbeat())
     await wire.until(lambda wire: len(wire.leases) == 50)
+
+
+async def test_stored_sessions_are_listed_described_copied_and_closed(
+    serve: Serve, tmp_path: Path, alone: Alone
+) -> None:
+    first = await serve(store=store_in(tmp_path))
+    wire = first.wire()
+    await wire.open(range(5), "next-word", ids=[f"s{i}" for i in range(5)], labels={"kind": "kept"})
+    await wire.send(words(range(5), [3, 4, 5, 6, 7]))
+    await wire.answered(5)
+    await first.stop()
+    serving = await serve(store=store_in(tmp_path))
+    stub, wire = serving.stub, serving.wire()
+    await wire.open([0], "next-word", ids=["fresh"])
+    await wire.open([1], "", ids=["s1"], mode=RESUME)
+    seen: list[pb.Session] = []
+    request = pb.ListSessionsRequest(page_size=2)
+    while not seen or request.page_token:
+        page = await stub.ListSessions(request)
+        seen += page.sessions
+        request.page_token = page.next_page_token
+        assert page.total_size == 6
+    assert [session.id for session in seen] == [*(f"s{i}" for i in range(5)), "fresh"]
+    assert [session.step for session in seen] == [1] * 5 + [0]
+    assert {session.place for session in seen[2:5]} == {pb.PLACE_STORE}
+    assert [session.attached for session in seen] == [False, True, False, False, False, True]
+    labelled = await stub.ListSessions(pb.ListSessionsRequest(labels={"kind": "kept"}))
+    assert labelled.total_size == len(labelled.sessions) == 5
+    described = (await stub.GetSession(pb.GetSessionRequest(id="s2"))).session
+    assert (described.step, described.durable_step, described.place) == (1, 1, pb.PLACE_STORE)
+    copy = (await stub.ForkSession(pb.ForkSessionRequest(id="s2"))).sessions[0]
+    snapshot = (await stub.ExportSession(pb.ExportSessionRequest(id="s3"))).snapshot
+    restored = (await stub.RestoreSession(pb.RestoreSessionRequest(snapshot=snapshot))).session
+    await wire.open([2, 3], "", ids=[copy.id, restored.id], mode=RESUME)
+    await wire.send(words([2, 3], [8, 9], [2, 2]))
+    await wire.answered(2)
+    alone.check(wire.of(2)[0], [5, 8])
+    alone.check(wire.of(3)[0], [6, 9])
+    assert (await stub.CloseSessions(pb.CloseSessionsRequest(ids=["s0", "never"]))).closed == 1
+    assert (await stub.CloseSessions(pb.CloseSessionsRequest(labels={"kind": "kept"}))).closed == 6
+    assert (await stub.ListSessions(pb.ListSessionsRequest())).total_size == 1
+    await wire.send(opening([4], "", ids=["s0"], mode=RESUME))
+    await wire.until(lambda wire: any(fault.handle == 4 for fault in wire.faults))
+    assert wire.faults[-1].reason == "SESSION_CLOSED"

@@ -29,8 +29,11 @@ def seconds(value: float) -> duration_pb2.Duration:
 
 @pytest.fixture
 async def serving(serve: Serve) -> Serving:
-    """A server with sessions a, b and c of words, labelled, and v of values, not labelled; all of one stream."""
-    serving = await serve()
+    """A server with sessions a, b and c of words, labelled, and v of values, not labelled; all of one stream.
+
+    Without a store, which has a clock of its own.
+    """
+    serving = await serve(store="none")
     wire = serving.wire()
     await wire.open([0, 1], "next-word", ids=["a", "b"], labels={"app": "keyboard", "user": "7"})
     await wire.open([2], "next-word", ids=["c"], labels={"app": "keyboard", "user": "8"})

@@ -225,6 +225,14 @@ def test_a_page_holds_everything_but_the_body(store: Store) -> None:
     assert store.page("", Filters()) == ([written._replace(body=b"", size=5)], 1)
 
 
+def test_live_sessions_of_all_tenants_are_counted(store: Store) -> None:
+    assert store.live() == 0
+    store.write([record("/a"), record("x/a"), record("y/b", model="lstm"), record("/c", ended="CLOSED", body=b"")])
+    assert store.live() == 3
+    store.write([record("x/a", ended="CLOSED", body=b"")])
+    assert store.live() == 2
+
+
 def test_pages_by_tenant(store: Store) -> None:
     store.write([record("/a"), record("red/a"), record("red/b"), record("redder/a"), record("red/er/a")])
     assert [store.page(tenant, Filters())[1] for tenant in ("", "red", "redder", "red/er", "re", "blue")] == [

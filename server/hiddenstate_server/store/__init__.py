@@ -122,6 +122,10 @@ class Store(Protocol):
         """
         ...
 
+    def live(self) -> int:
+        """How many live sessions there are in all."""
+        ...
+
     def expire(self, now: float, grace: float) -> int:
         """Ends sessions whose lease ran out, those that somebody holds `grace` seconds later; how many.
 

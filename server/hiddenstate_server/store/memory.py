@@ -62,6 +62,9 @@ class MemoryStore:
         following = [record for record in matching if (record.created, record.key) > after][:limit]
         return [record._replace(body=b"", size=len(record.body)) for record in following], len(matching)
 
+    def live(self) -> int:
+        return sum(not record.ended for record in self._records.values())
+
     def expire(self, now: float, grace: float) -> int:
         due = [
             record

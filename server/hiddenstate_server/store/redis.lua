@@ -212,6 +212,11 @@ function operations.count()
   return count
 end
 
+-- -> how many live sessions there are.
+function operations.live()
+  return call('ZCARD', prefix .. 'due')
+end
+
 -- Time, grace, how many to look at -> how many expired, how many were looked at.
 function operations.expire()
   local time, grace, expired = tonumber(ARGV[3]), tonumber(ARGV[4]), 0

@@ -96,6 +96,9 @@ class RedisStore:
             return records, sum(counted for counted, _ in self._everywhere("page", *looked_for, "-", 0))
         return records, sum(self._everywhere("count", tenant, filters.model))
 
+    def live(self) -> int:
+        return sum(self._everywhere("live"))
+
     def expire(self, now: float, grace: float) -> int:
         total, until = 0, time.monotonic() + _PATIENCE
         buckets: Sequence[int] = range(_BUCKETS)

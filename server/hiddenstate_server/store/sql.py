@@ -96,6 +96,7 @@ PAGE = f"""SELECT json_group_array(json_array({_WITHOUT_BODY})) FROM (
     SELECT sessions.* {_MATCHING} AND live.created >= :created AND (live.created > :created OR key > :key)
     ORDER BY live.created, key LIMIT :limit)"""
 COUNT = f"SELECT count(*) {_MATCHING}"
+LIVE = "SELECT coalesce(sum(sessions), 0) FROM counts"
 TOTAL = "SELECT coalesce(sum(sessions), 0) FROM counts WHERE tenant = :tenant AND (:model = '' OR model = :model)"
 
 _END = "last_use + lease + CASE owner WHEN '' THEN 0 ELSE :grace END"

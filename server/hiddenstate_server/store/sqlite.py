@@ -101,6 +101,11 @@ class SQLiteStore:
             records = [Record._make((*fields[:-1], b"", fields[-1])) for fields in json.loads(packed)]
             return records, _only(connection, sql.COUNT if filters.labels or filters.idle_for else sql.TOTAL, where)
 
+    def live(self) -> int:
+        with self._connection() as connection:
+            total: int = _only(connection, sql.LIVE)
+            return total
+
     def expire(self, now: float, grace: float) -> int:
         total, until = 0, time.monotonic() + _PATIENCE
         where = {"now": now, "grace": grace, "slice": _SLICE}
