@@ -344,6 +344,9 @@ class Protocol:
             else:
                 self._begin(session, step, count)
         self._marks.note_durable(np.frombuffer(opened.handles, "<u4"), opened.durable_steps)
+        for handle in filter(self._recovery.rewinding, handles):
+            # What else the store has was taken back: those steps are to be replayed with other observations.
+            self._marks.durable[handle] = min(self._marks.durable[handle], self._marks.seen[handle])
 
     def _begin(self, session: Session, step: int, rewinds: int) -> None:
         """The session is open for the first time."""

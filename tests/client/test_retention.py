@@ -64,6 +64,23 @@ def test_a_lost_rewind_is_made_again_while_an_observation_waits() -> None:
     assert wire.protocol.step(session) == 2
 
 
+def test_steps_that_were_safe_before_a_rewind_are_kept_for_the_replay_after_it() -> None:
+    wire = Wire(lasting())
+    rewound, other = wire.open("rewound", "other")
+    wire.protocol.observe(rewound, values(1, 2, 3))
+    wire.settle()
+    wire.fake.store()
+    wire.protocol.rewind(rewound, 2)
+    wire.settle()
+    wire.protocol.observe(rewound, values(4, 5))
+    wire.protocol.observe(other, values(6))
+    wire.settle()
+    wire.crash()
+    wire.settle()  # while one is taken back again, the other is replayed
+    assert wire.fake.sessions["rewound"].applied == [1, 4, 5]
+    assert wire.fake.sessions["other"].applied == [6]
+
+
 def test_durable_steps_come_with_every_answer() -> None:
     wire = Wire(lasting())
     (session,) = wire.open("s")

@@ -173,7 +173,7 @@ class Crowd:
             for step in range(before - back + 1, before + 1):
                 life.answers.pop(step, None)
             prediction = await session.rewind(back)
-            assert prediction.step == before - back
+            assert prediction.step == before - back, (prediction.step, before, back)
         else:
             count = int(rng.integers(2, LONGEST_BURST)) if kind > 1 - self.load.bursts else 1
             inputs = self._inputs(life.model, count, rng)
