@@ -71,7 +71,7 @@ class Holder:
         self._done = asyncio.Event()
         self._left = 0
         self._answers: list[pb.Predictions] = []
-        self._durable = 0
+        self._durable = np.empty(0, np.int64)
 
     async def connect(self, port: int) -> None:
         """Opens the stream."""
@@ -105,8 +105,8 @@ class Holder:
         ]
         return np.stack(columns, axis=1)[np.argsort(answered)][np.argsort(np.argsort(handles))]
 
-    async def least_durable(self) -> int:
-        """The lowest step up to which every one of its sessions is in the store."""
+    async def durable(self) -> Rows:
+        """Up to which step each of its sessions is in the store, by handle."""
         await self._asked(pb.StreamRequest(heartbeat=pb.Heartbeat()), 1)
         return self._durable
 
@@ -132,7 +132,9 @@ class Holder:
             self._answers.append(part)
             self._left -= len(part.handles) // 4
         if response.HasField("leases"):
-            self._durable = int(np.frombuffer(response.leases.durable_steps, "<u8").min())
+            self._durable = np.empty(len(self.ids), np.int64)
+            renewed = np.frombuffer(response.leases.handles, "<u4")
+            self._durable[renewed] = np.frombuffer(response.leases.durable_steps, "<u8")
             self._left -= 1
         if self._left <= 0:
             self._done.set()
@@ -215,8 +217,9 @@ class Run:
     async def _all_durable(self) -> None:
         task = self._task("wait until all is durable", len(self._holders))
         begun = time.perf_counter()
-        for holder in self._holders:
-            while await holder.least_durable() < STEPS:
+        for index, holder in enumerate(self._holders):
+            applied = self._steps[index * PER_STREAM : (index + 1) * PER_STREAM]
+            while (await holder.durable() < applied).any():
                 await asyncio.sleep(0.1)
             self._progress.advance(task)
         self._note("until the last observation was durable, s", f"{time.perf_counter() - begun:.2f}")
