@@ -20,7 +20,7 @@ from hiddenstate_server.model import ServedModel
 from hiddenstate_server.opening import make_room, opened
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.scheduler import REWARM, Batch, runs_of
-from hiddenstate_server.sessions import DETACHED, Place
+from hiddenstate_server.sessions import Place
 from hiddenstate_server.streams import Stream
 from hiddenstate_server.twins import Twin, check_related
 
@@ -149,9 +149,7 @@ class Moving:
         """Moves the sessions whose twins have caught up, and gives twins to some more."""
         host, now = self._host, self._host.clock()
         for source, row, twin in self._still_under_way():
-            if not _movable(source, twin.model)[row]:
-                source.followers.end([row])
-            elif twin.caught_up:
+            if twin.caught_up and _movable(source, np.array([row])).all():
                 _move(host, source, row, twin)
                 stream = host.streams.get(int(twin.model.table.stream[twin.row]))
                 if stream is not None:
@@ -180,13 +178,16 @@ class Moving:
             check_related(source.info, target.info)
         except (errors.ModelNotFound, errors.InputInvalid):
             return None
-        return None if target is source else target
+        # A client that was not asked goes on sending tokens of the vocabulary it knows.
+        if target is source or source.followers.translation(target) is not None:
+            return None
+        return target
 
     def _begin(self, source: ServedModel, target: ServedModel, now: float) -> None:
-        movable = _movable(source, target)
-        movable[[row for model, row, _ in self._under_way if model is source]] = False
+        rows = np.setdiff1d(source.table.live(), [row for model, row, _ in self._under_way if model is source])
+        rows = rows[_movable(source, rows)]
         count = min(_AT_ONCE - len(self._under_way), target.arena.free)
-        for row in np.flatnonzero(movable)[: max(0, count)].tolist():
+        for row in rows[: max(0, count)].tolist():
             twin = source.followers.along(row)
             if twin is None or twin.model is not target:
                 (twin,) = source.followers.start(np.array([row]), target, compared=False, now=now)
@@ -194,14 +195,7 @@ class Moving:
             self._under_way.append((source, row, twin))
 
 
-def _movable(source: ServedModel, target: ServedModel) -> NDArray[np.bool_]:
-    """[rows]: which sessions can be moved without their clients having asked.
-
-    A client that sends tokens must know the vocabulary they are read in: where it changes, only sessions that nobody
-    holds are moved, and whoever resumes one is told its version.
-    """
-    table, used = source.table, slice(len(source.table.keys))
-    movable = (table.created[used] > 0) & ~table.closing[used] & ~table.replaying[used]
-    if source.followers.translation(target) is not None:
-        movable &= table.stream[used] == DETACHED
+def _movable(source: ServedModel, rows: RowArray) -> NDArray[np.bool_]:
+    """[n]: which sessions are in a state that another version can go on from."""
+    movable: NDArray[np.bool_] = ~(source.table.closing[rows] | source.table.replaying[rows])
     return movable

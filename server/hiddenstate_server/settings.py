@@ -122,7 +122,7 @@ class Settings(BaseModel):
     on_new_version: Literal["pin", "rewarm"] = Field(
         default="pin",
         description="What becomes of sessions when a newer version appears: they stay, or it is fed what is kept of "
-        "their observations and takes over. Rewarming is done for those that sent no tokens of another vocabulary.",
+        "their observations and takes over, if it has the same vocabulary.",
     )
     retire: Literal["pin", "rewarm"] = Field(
         default="pin", description="The same, for sessions of a version that is gone from the model folder."
