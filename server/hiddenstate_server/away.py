@@ -8,7 +8,7 @@ import numpy as np
 
 from hiddenstate_server.runtimes import RowArray
 
-_COLUMNS = ("used", "lease", "stored_use", "durable")
+_COLUMNS = ("used", "lease", "stored_use", "durable", "base")
 
 
 class Away:
@@ -24,6 +24,8 @@ class Away:
         """The last use the store knows of."""
         self.durable = np.zeros(0, np.int64)
         """Observations in the state that the store has."""
+        self.base = np.zeros(0, np.int64)
+        """Of the session's model."""
 
     def __len__(self) -> int:
         return self._count
@@ -40,14 +42,19 @@ class Away:
         """The key of a session that is away."""
         return self._keys[handle]
 
-    def put(self, handle: int, key: str, used: float, lease: float, stored_use: float, durable: int) -> None:
+    def put(self, handle: int, key: str, used: float, lease: float, stored_use: float, durable: int, base: int) -> None:
         """Notes a session that gave up its row, or was resumed without one."""
         if handle >= len(self._keys):
             self._grow(max(2 * len(self._keys), handle + 1))
         self._count += not self._keys[handle]
         self._keys[handle] = key
         self.used[handle], self.lease[handle], self.stored_use[handle] = used, lease, stored_use
-        self.durable[handle] = durable
+        self.durable[handle], self.base[handle] = durable, base
+
+    def ends(self, base: int) -> float:
+        """When the last of this model's sessions ends unless it is used; minus infinity if there is none."""
+        mine = (self.lease > 0) & (self.base == base)
+        return float((self.used + self.lease)[mine].max(initial=-np.inf))
 
     def _grow(self, size: int) -> None:
         more = size - len(self._keys)

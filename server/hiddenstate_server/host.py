@@ -106,6 +106,9 @@ class Host:
         model.on(EXPORT, partial(export, self, model))
         model.on(FORK, partial(fork, self, model))
         model.on(REWARM, partial(rewarming.act, self, model))
+        if self.ledger is not None:
+            # Sessions that others have left in the store; none of them is known here.
+            model.stored_until = self.clock() + self.limits.max_idle_timeout
         self._slots[self._last_slot] = model
         self.models.append(model)
         return model
@@ -127,12 +130,19 @@ class Host:
 
     def unload_retired(self) -> None:
         """Lets go of retired models without sessions."""
-        for model in [model for model in self.models if model.retired and not model.sessions]:
+        for model in [model for model in self.models if model.retired and not self._has_sessions(model)]:
             model.give_up_twins(model.arena.used)
             self.models.remove(model)
             del self._slots[model.base // self._model_rows]
             model.unload()
             log.info("model unloaded", model=model.info.name, version=model.info.version)
+
+    def _has_sessions(self, model: ServedModel) -> bool:
+        """Whether a session of the model may be anywhere."""
+        if model.sessions:
+            return True
+        ends = [stream.away.ends(model.base) for stream in self.streams.values() if stream.away]
+        return max(model.stored_until, *ends, -np.inf) > self.clock()
 
     # streams
 
@@ -159,6 +169,8 @@ class Host:
         if self.ledger is not None:
             for _, key in stream.away:
                 self.ledger.let_go(key)
+            for model in self.models if stream.away else ():
+                model.stored_until = max(model.stored_until, stream.away.ends(model.base))
             self.ledger.hurry()
         del self.streams[stream.number]
         if self._deserted is not None and not self.streams:

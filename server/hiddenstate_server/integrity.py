@@ -38,9 +38,9 @@ def checks(host: Host) -> Iterator[None]:
     if live != len(host.directory):
         raise AssertionError(f"{len(host.directory)} keys for {live} sessions")
     host.generating.check_integrity(host.streams.values())
-    if host.ledger is not None:
-        residence.check_integrity(host)
     yield
+    if host.ledger is not None:
+        yield from residence.checks(host)
     for stream in list(host.streams.values()):
         if stream.number in host.streams:
             _check_handles(host, stream)

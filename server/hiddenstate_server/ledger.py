@@ -9,7 +9,7 @@ store alone. Its fence says whose it is: the store refuses what is written with 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -189,7 +189,7 @@ class Ledger:
         self._away.pop(key, None)
 
     @property
-    def away(self) -> Iterable[str]:
+    def away(self) -> KeysView[str]:
         """Keys of sessions that are held and have no row."""
         return self._away.keys()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,6 +184,8 @@ class ServedModel:
         self.runtime = runtime
         self.retired = False
         """Takes no new sessions; goes with its last one."""
+        self.stored_until = -math.inf
+        """Monotonic second by which those of its sessions have ended that are in the store alone and nobody holds."""
         self.base = base
         self.capacity = capacity
         self.arena = Arena(capacity, *runtime.initial())

@@ -335,7 +335,7 @@ def _check_model(name: str, session_id: str, frame: pb.Open) -> None:
 def _take_stored(host: Host, stream: Stream, handle: int, record: Record, lease: float | None) -> None:
     """Resumes a session that has no row; it gets one when it is used."""
     model = host.model(record.model, record.version, retired=True)
-    record = residence.attach_away(host, stream, handle, record, lease)
+    record = residence.attach_away(host, stream, handle, model, record, lease)
     model.metrics.opened("resumed", 1)
     answer = pb.Opened(
         handles=frames.handle_bytes(np.array([handle])),

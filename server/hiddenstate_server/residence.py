@@ -7,7 +7,7 @@ again once the keeper has it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ log = structlog.get_logger("hiddenstate_server.sessions")
 
 _AT_ONCE = 64
 """Rows are freed a 64th of the arena at a time, so that looking for those to free costs little for each."""
+
+
+_CHECKED_AT_ONCE = 1024
 
 
 class NeedsStore(Exception):
@@ -195,6 +198,7 @@ def evict(host: Host, model: ServedModel, rows: RowArray, reason: str) -> None:
         if table.stream[row] == DETACHED:
             record = record._replace(owner="")
         ledger.unsaved[record.key] = Packed(record, table.durable.item(row), table.stored.item(row))
+    model.stored_until = max(model.stored_until, host.clock() + float(table.lease[rows].max()))
     for row in rows.tolist():
         key = table.keys[row]
         host.directory.forget(key)
@@ -208,6 +212,7 @@ def evict(host: Host, model: ServedModel, rows: RowArray, reason: str) -> None:
                 table.lease.item(row),
                 table.stored_use.item(row),
                 table.durable.item(row),
+                model.base,
             )
             ledger.hold(key, Holder(stream.number, handle))
     model.release(rows)
@@ -356,7 +361,9 @@ def _restore_shadow(host: Host, model: ServedModel, row: int, version: str) -> N
             start_shadows(model, np.array([row]), shadow, host.clock())
 
 
-def attach_away(host: Host, stream: Stream, handle: int, record: Record, lease: float | None) -> Record:
+def attach_away(
+    host: Host, stream: Stream, handle: int, model: ServedModel, record: Record, lease: float | None
+) -> Record:
     """Gives a session in memory to a stream; it gets a row when it is used."""
     ledger, now, wall = host.ledger, host.clock(), host.wall_seconds
     assert ledger is not None
@@ -367,7 +374,7 @@ def attach_away(host: Host, stream: Stream, handle: int, record: Record, lease: 
         ledger.replace(record)
     packed = ledger.unsaved.get(record.key)
     durable = record.step if packed is None else packed.durable
-    stream.put_away(handle, record.key, now, record.lease, record.last_use - wall, durable)
+    stream.put_away(handle, record.key, now, record.lease, record.last_use - wall, durable, model.base)
     ledger.hold(record.key, Holder(stream.number, handle))
     return record
 
@@ -624,22 +631,35 @@ def note_renewed(host: Host, records: Iterable[Record]) -> None:
             away.stored_use[holder.handle] = record.last_use - host.wall_seconds
 
 
-def check_integrity(host: Host) -> None:
-    """Raises AssertionError unless rows, memory and who holds what agree."""
+def checks(host: Host) -> Iterator[None]:
+    """Raises AssertionError unless rows, memory and who holds what agree; yields after each part."""
     ledger = host.ledger
     assert ledger is not None
-    for key in [*ledger.unsaved, *ledger.claimed]:
-        if ledger.live(key) is not None and host.directory.get(key) is not None:
-            raise AssertionError("a session has a row and is in memory, too")
     if ledger.unsaved.keys() & ledger.claimed.keys():
         raise AssertionError("a session is in memory twice")
-    held = 0
-    for stream in host.streams.values():
-        held += len(stream.away)
-        for handle, key in stream.away:
-            if stream.row_of(handle) != AWAY or ledger.holder(key) != (stream.number, handle):
-                raise AssertionError("a stream's handle leads to a session without a row that it does not hold")
-            if host.directory.get(key) is not None:
-                raise AssertionError("a session has a row, but its handle does not know")
-    if held != len(set(ledger.away)):
+    if sum(len(stream.away) for stream in host.streams.values()) != len(ledger.away):
         raise AssertionError("a session without a row is held by a stream that does not know it")
+    yield
+    packed = [*ledger.unsaved, *ledger.claimed]
+    for start in range(0, len(packed), _CHECKED_AT_ONCE):
+        for key in packed[start : start + _CHECKED_AT_ONCE]:
+            if ledger.live(key) is not None and host.directory.get(key) is not None:
+                raise AssertionError("a session has a row and is in memory, too")
+        yield
+    for stream in list(host.streams.values()):
+        handles = stream.away.handles()
+        for start in range(0, len(handles), _CHECKED_AT_ONCE):
+            for handle in handles[start : start + _CHECKED_AT_ONCE].tolist():
+                _check_away(host, stream, handle)
+            yield
+
+
+def _check_away(host: Host, stream: Stream, handle: int) -> None:
+    assert host.ledger is not None
+    key = stream.away.key(handle)
+    if not key or stream.number not in host.streams:
+        return  # it has come back, or left, since
+    if stream.row_of(handle) != AWAY or host.ledger.holder(key) != (stream.number, handle):
+        raise AssertionError("a stream's handle leads to a session without a row that it does not hold")
+    if host.directory.get(key) is not None:
+        raise AssertionError("a session has a row, but its handle does not know")

@@ -8,16 +8,18 @@ until the new row is ready, and stays there if it never is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors
 from hiddenstate_server.continuations import Continuation
 from hiddenstate_server.model import ServedModel
-from hiddenstate_server.opening import make_room, opened
+from hiddenstate_server.opening import make_room, now_durable, opened
 from hiddenstate_server.runtimes import RowArray
 from hiddenstate_server.scheduler import REWARM, Batch, runs_of
 from hiddenstate_server.sessions import Place
@@ -91,7 +93,6 @@ def act(host: Host, source: ServedModel, batch: Batch, now: float) -> None:
             # It is looked at again in the next tick; what is queued behind it stays behind it.
             source.scheduler.insert(row, None, batch.flags[index : index + 1], float(batch.received[index]), [asked])
             continue
-        asked.stream.backlog -= 1
 
 
 def _begin(host: Host, source: ServedModel, row: int, version: str, now: float) -> Twin | None:
@@ -111,8 +112,21 @@ def _begin(host: Host, source: ServedModel, row: int, version: str, now: float) 
 
 
 def _answer(host: Host, stream: Stream, model: ServedModel, row: int) -> None:
+    """Tells the client that asked, after the answers to what it had observed before."""
+    if stream.held is None:
+        _send(stream, _opened(host, model, row))
+    else:
+        host.when_durable(model, np.array([row]), partial(_send, stream, now_durable(_opened(host, model, row))))
+
+
+def _send(stream: Stream, answer: pb.Opened) -> None:
+    stream.backlog -= 1
+    stream.opened(answer)
+
+
+def _opened(host: Host, model: ServedModel, row: int) -> pb.Opened:
     rows = np.array([row])
-    stream.opened(opened(host, model, model.table.handle[rows], rows, float(model.table.lease[row])))
+    return opened(host, model, model.table.handle[rows], rows, float(model.table.lease[row]))
 
 
 def _move(host: Host, source: ServedModel, row: int, twin: Twin) -> None:
@@ -153,7 +167,7 @@ class Moving:
                 _move(host, source, row, twin)
                 stream = host.streams.get(int(twin.model.table.stream[twin.row]))
                 if stream is not None:
-                    _answer(host, stream, twin.model, twin.row)
+                    stream.opened(_opened(host, twin.model, twin.row))
         self._under_way = self._still_under_way()
         for source in host.models:
             target = self._target(source)
@@ -186,7 +200,7 @@ class Moving:
     def _begin(self, source: ServedModel, target: ServedModel, now: float) -> None:
         rows = np.setdiff1d(source.table.live(), [row for model, row, _ in self._under_way if model is source])
         rows = rows[_movable(source, rows)]
-        count = min(_AT_ONCE - len(self._under_way), target.arena.free)
+        count = min(_AT_ONCE - len(self._under_way), self._host.limits.max_sessions - target.arena.used)
         for row in rows[: max(0, count)].tolist():
             twin = source.followers.along(row)
             if twin is None or twin.model is not target:

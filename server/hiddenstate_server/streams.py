@@ -151,10 +151,12 @@ class Stream:
         for continuation in [each for each in self.continuations.values() if each.handle == handle]:
             continuation.abandon(ending.error())
 
-    def put_away(self, handle: int, key: str, used: float, lease: float, stored_use: float, durable: int) -> None:
+    def put_away(
+        self, handle: int, key: str, used: float, lease: float, stored_use: float, durable: int, base: int
+    ) -> None:
         """Leaves a handle to a session without a row; the rest is as in `Away.put`."""
         self.bind(handle, AWAY)
-        self.away.put(handle, key, used, lease, stored_use, durable)
+        self.away.put(handle, key, used, lease, stored_use, durable, base)
 
     def _forget_away(self, handle: int) -> None:
         if self._rows[handle] == AWAY:

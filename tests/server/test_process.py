@@ -376,7 +376,7 @@ async def test_workers_keep_tenants_apart(start: Start) -> None:
 async def test_models_change_in_every_worker(start: Start, bundles: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     shutil.copytree(bundles, folder)
-    server = await start("--models", str(folder), "--workers", "2", "--reload-interval", "0")
+    server = await start("--models", str(folder), "--workers", "2", "--reload-interval", "0", "--store", "none")
     stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(server.channel())
     wires = [server.wire() for _ in range(8)]
     for wire in wires:

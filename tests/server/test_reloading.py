@@ -21,6 +21,7 @@ from tests.server.wire import close, opening, values, words
 from hiddenstate_models.bundle import Bundle, file_facts
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server import residence
 from hiddenstate_server.repository import load_model
 from hiddenstate_server.sessions import Ended
 from hiddenstate_server.settings import Settings
@@ -63,7 +64,7 @@ def surprises(folder: Path, version: int, tokens: list[int]) -> list[float]:
 
 
 async def test_new_sessions_get_a_new_version_and_old_ones_stay(serve: Serve, folder: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     old = serving.wire()
     await old.open([0], "next-word", ids=["pinned"])
     random_bundle(folder, "next-word", version=2, seed=2)
@@ -89,7 +90,7 @@ async def test_new_sessions_get_a_new_version_and_old_ones_stay(serve: Serve, fo
 
 
 async def test_the_folder_is_polled(serve: Serve, folder: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0.05)
+    serving = await serve(models=folder, store="none", reload_interval=0.05)
     random_bundle(folder, "next-word", version=2, seed=2)
     await serving.settled(lambda host: len(host.models) == 2)
     shutil.rmtree(folder / "next-word" / "1")
@@ -98,7 +99,7 @@ async def test_the_folder_is_polled(serve: Serve, folder: Path) -> None:
 
 
 async def test_a_retired_version_goes_with_its_last_session(serve: Serve, folder: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     random_bundle(folder, "next-word", version=2, seed=2)
     await reload(serving)
     wire = serving.wire()
@@ -143,9 +144,47 @@ async def test_a_retired_version_goes_with_its_last_session(serve: Serve, folder
         await serving.stub.GetModel(pb.GetModelRequest(name="next-word", version="1"))
 
 
+async def test_a_retired_version_waits_for_sessions_in_the_store(serve: Serve, folder: Path) -> None:
+    """They come back in the version they are pinned to; once it is gone, whoever still asks for one is told so."""
+    serving = await serve(models=folder, max_sessions=2, max_idle_timeout=600.0, reload_interval=0)
+    random_bundle(folder, "next-word", version=2, seed=2)
+    await reload(serving)
+    wire = serving.wire()
+    await wire.open(range(6), "next-word", version="1", ids=[f"s{i}" for i in range(6)])
+    await wire.send(words(range(6), [3] * 6))
+    await wire.answered(6)
+    host, old = serving.host, serving.host.model("next-word", "1")
+    shutil.rmtree(folder / "next-word" / "1")
+    await reload(serving)
+    await serving.settled(lambda host: sum(len(stream.away) for stream in host.streams.values()) >= 4)
+    old.stored_until = 0.0  # as if the server had run for longer than any lease
+    await asyncio.sleep(0.6)
+    assert old in host.models
+    await wire.send(words(range(6), [4] * 6))
+    await wire.answered(12)
+    await wire.cancel()
+    await serving.settled(lambda host: not host.streams and old.stored_until > host.clock() + 500)
+    resumed = serving.wire()
+    await resumed.open([0], "", ids=["s0"], mode=pb.OPEN_MODE_RESUME)
+    assert (resumed.opened[0], resumed.frames[0].opened[0].version) == (("s0", 2), "1")
+    await resumed.send(words([0], [5]), close([0]))
+    await resumed.until(lambda wire: wire.closed)
+    told = [answer.columns["surprises"].item() for answer in [*wire.of(0), *resumed.of(0)]]
+    random_bundle(folder.parent / "again", "next-word", version=1, seed=1)
+    np.testing.assert_allclose(told, surprises(folder.parent / "again", 1, [3, 4, 5]), rtol=1e-4)
+
+    residence.park(host, old, old.table.live())
+    await serving.settled(lambda _host: not old.sessions)
+    old.stored_until = 0.0
+    await serving.settled(lambda host: old not in host.models)
+    await resumed.send(opening([1], "", ids=["s1"], mode=pb.OPEN_MODE_RESUME))
+    await resumed.until(lambda wire: wire.faults)
+    assert resumed.reasons == ["MODEL_NOT_FOUND"]
+
+
 async def test_rows_stay_apart_when_models_come_and_go(serve: Serve, folder: Path) -> None:
     """A stream with sessions in many versions reaches each of them in one frame, whatever was unloaded between."""
-    serving = await serve(models=folder, reload_interval=0, max_sessions=10)
+    serving = await serve(models=folder, store="none", reload_interval=0, max_sessions=10)
     wire = serving.wire()
     tokens: dict[int, list[int]] = {}
     kept = folder.parent / "kept"
@@ -176,7 +215,7 @@ async def test_rows_stay_apart_when_models_come_and_go(serve: Serve, folder: Pat
 
 
 async def test_a_session_streams_on_while_versions_come_and_go(serve: Serve, folder: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0.02)
+    serving = await serve(models=folder, store="none", reload_interval=0.02)
     wire = serving.wire()
     await wire.open([0], "next-word")
     rng = np.random.default_rng(0)
@@ -247,7 +286,7 @@ def list_anew(bundle: Path, name: str) -> None:
 async def test_a_broken_bundle_is_refused_until_it_is_mended(
     serve: Serve, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: object, reason: str
 ) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     good = random_bundle(tmp_path / "other", "next-word", version=2, seed=2).folder
     target = folder / "next-word" / "2"
     shutil.copytree(good, target)
@@ -267,7 +306,7 @@ async def test_a_broken_bundle_is_refused_until_it_is_mended(
 
 
 async def test_a_version_whose_files_change_is_served_as_it_was(serve: Serve, folder: Path, tmp_path: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     await reload(serving)
     other = random_bundle(tmp_path / "other", "next-word", version=1, seed=9).folder
     shutil.copytree(other, folder / "next-word" / "1", dirs_exist_ok=True)
@@ -278,7 +317,7 @@ async def test_a_version_whose_files_change_is_served_as_it_was(serve: Serve, fo
 
 
 async def test_a_version_that_comes_back_is_taken_up_again(serve: Serve, folder: Path, tmp_path: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     wire = serving.wire()
     await wire.open([0], "next-word")
     shutil.move(folder / "next-word", tmp_path / "aside")
@@ -300,7 +339,7 @@ async def test_a_version_that_comes_back_is_taken_up_again(serve: Serve, folder:
 
 
 async def test_an_unreadable_folder_changes_nothing(serve: Serve, folder: Path, tmp_path: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     shutil.move(folder, tmp_path / "aside")
     with pytest.raises(grpc.aio.AioRpcError, match="does not exist"):
         await reload(serving)
@@ -308,7 +347,7 @@ async def test_an_unreadable_folder_changes_nothing(serve: Serve, folder: Path, 
 
 
 async def test_health_follows_by_name(serve: Serve, folder: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     health: Any = health_pb2_grpc.HealthStub(serving.channel)
 
     async def status(name: str) -> str:
@@ -328,7 +367,7 @@ async def test_health_follows_by_name(serve: Serve, folder: Path) -> None:
 
 
 async def test_values_of_another_model_are_untouched(serve: Serve, folder: Path) -> None:
-    serving = await serve(models=folder, reload_interval=0)
+    serving = await serve(models=folder, store="none", reload_interval=0)
     random_bundle(folder, "next-value", seed=3)
     await reload(serving)
     wire = serving.wire()

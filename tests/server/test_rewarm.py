@@ -346,7 +346,7 @@ async def test_a_policy_moves_streaming_and_resting_sessions(serve: Serve, tmp_p
 async def test_retired_sessions_move_and_the_version_goes(serve: Serve, tmp_path: Path) -> None:
     for version in (1, 2):
         random_bundle(tmp_path, "next-word", version=version, seed=version)
-    serving = await serve(models=tmp_path, retire="rewarm", reload_interval=0.05)
+    serving = await serve(models=tmp_path, retire="rewarm", store="none", reload_interval=0.05)
     wire = serving.wire()
     await wire.open(range(200), "next-word", version="1")
     await wire.send(words(range(200), [3] * 200))
@@ -365,7 +365,7 @@ async def test_a_policy_moves_nobody_to_another_vocabulary(serve: Serve, tmp_pat
     """Tokens of clients that do not know would be read as other words."""
     random_bundle(tmp_path, "next-word", version=1, seed=1)
     random_bundle(tmp_path, "next-word", version=2, seed=2, vocabulary_size=40)
-    serving = await serve(models=tmp_path, on_new_version="rewarm", retire="rewarm", reload_interval=0.05)
+    serving = await serve(models=tmp_path, on_new_version="rewarm", retire="rewarm", store="none", reload_interval=0.05)
     wire = serving.wire()
     await wire.open([0], "next-word", version="1", ids=["s"])
     shutil.rmtree(tmp_path / "next-word" / "1")
@@ -376,3 +376,31 @@ async def test_a_policy_moves_nobody_to_another_vocabulary(serve: Serve, tmp_pat
     assert moves(wire) == []
     session = (await serving.stub.GetSession(pb.GetSessionRequest(id="s"))).session
     assert (session.version, session.step) == ("1", 1)
+
+
+# with a store
+
+
+@pytest.mark.parametrize("durability", ["behind", "every-step"])
+async def test_a_moved_session_outlives_its_server(
+    serve: Serve, bundles: Path, tmp_path: Path, durability: str
+) -> None:
+    loaded = load_models(Settings(models=bundles, max_batch=8))
+    store = f"sqlite:///{tmp_path / 'sessions.db'}"
+    first = await serve(store=store, durability=durability)
+    wire = first.wire()
+    await wire.open([0], "next-word", version="1", ids=["s"])
+    await wire.send(words([0] * 3, [3, 4, 5]), rewarm([0], "2"), words([0], [6]))
+    await wire.answered(4)
+    (moved,) = moves(wire)
+    assert (moved.version, moved.steps) == ("2", (3).to_bytes(8, "little"))
+    told = [(len(frame.opened), sum(len(p.steps) // 8 for p in frame.observed)) for frame in wire.frames]
+    before_the_move = told[: 1 + [opened for opened, _ in told[1:]].index(1) + 1]
+    assert sum(observed for _, observed in before_the_move) >= 3, "the move was told before what it follows"
+    await first.stop()
+    second = (await serve(store=store)).wire()
+    await second.send(opening([0], "", ids=["s"], mode=pb.OPEN_MODE_RESUME), words([0], [7], [5]), rewind([0], [2]))
+    await second.until(lambda wire: wire.rewound)
+    assert second.frames[0].opened[0].version == "2"
+    assert_same(second.observed[0].columns, alone(loaded, "next-word", [3, 4, 5, 6, 7], "2")[-1])
+    assert_same(second.rewound[0].columns, alone(loaded, "next-word", [3, 4], "2")[-1])

@@ -246,3 +246,27 @@ def test_missing_values_are_not_compared() -> None:
         host.tick()
     assert compared(host, "values", "1", "primary") == (0, 0)
     assert compared(host, "values", "2", "shadow") == (3, 9)
+
+
+async def test_it_is_begun_again_when_its_session_comes_back(
+    serve: Serve, loaded: list[LoadedModel], tmp_path: Path
+) -> None:
+    """From the store, in another process: fed what is kept of the session, and compared from then on."""
+    store = f"sqlite:///{tmp_path / 'sessions.db'}"
+    first = await serve(store=store)
+    wire = first.wire()
+    await wire.open([0], "next-word", version="1", shadow_version="2", ids=["s"])
+    await wire.send(words([0] * 5, [3, 4, 5, 6, 7]))
+    await wire.answered(5)
+    await first.stop()
+    second = await serve(store=store)
+    again = second.wire()
+    await again.send(opening([0], "", ids=["s"], mode=pb.OPEN_MODE_RESUME), words([0] * 2, [8, 9]))
+    await again.answered(2)
+    await second.settled(lambda host: not host.ready)
+    assert (await second.stub.GetSession(pb.GetSessionRequest(id="s"))).session.shadow_version == "2"
+    outputs = alone(loaded, "next-word", [3, 4, 5, 6, 7, 8, 9], "2")[-2:]
+    count, total = compared(second.host, "next-word", "2", "shadow")
+    assert count == 2
+    assert total == pytest.approx(sum(float(column["surprises"][0]) for column in outputs), rel=1e-4)
+    assert compared(second.host, "next-word", "1", "primary")[0] == 2
