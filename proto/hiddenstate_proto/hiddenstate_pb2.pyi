@@ -669,7 +669,8 @@ Global___Export: _TypeAlias = Export  # noqa: Y015
 @_typing.final
 class Rewarm(_message.Message):
     """Moves sessions to another version of their model, by feeding it the observations that are kept. Answered by
-    Opened. Steps stay as they are.
+    Opened. Steps stay as they are. Until then tokens may be read in the vocabulary of either version: where they
+    differ, send words, or wait for the answer. What is queued already is mapped by its text.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -766,7 +767,7 @@ Global___StreamResponse: _TypeAlias = StreamResponse  # noqa: Y015
 
 @_typing.final
 class Opened(_message.Message):
-    """Sessions opened by an Open, Fork or Rewarm."""
+    """Sessions opened by an Open, Fork or Rewarm; or moved to a version of the same vocabulary by the server itself."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
