@@ -102,6 +102,8 @@ class Worker:
         )
         ports = [self._listen(address) for address in addresses]
         await self._report_health()
+        if self._keeper is not None:
+            await self._report_store(True)
         await self._server.start()
         gc.collect()
         gc.freeze()

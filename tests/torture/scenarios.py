@@ -74,7 +74,9 @@ async def killed(plan: Plan, durability: str) -> Outcome:
     server = Server(plan.folder, plan.models, "--durability", durability)
     async with server.running(), plan.crowd(server.address) as crowd:
         for number in range(plan.count):
-            await crowd.during(choices.uniform(0.05, 1.5))
+            if choices.random() < 0.7:
+                await crowd.moved_on()  # else some sessions have not even been resumed
+            await crowd.during(choices.uniform(0, 1.0))
             moments.append(time.monotonic())
             server.kill()
             await crowd.during(choices.uniform(0, 0.2))
@@ -135,7 +137,8 @@ async def drained(plan: Plan) -> Outcome:
     server = Server(plan.folder, plan.models, "--drain-timeout", f"{GRACE_SECONDS}s")
     async with server.running(), plan.crowd(server.address) as crowd:
         for number in range(plan.count):
-            await crowd.during(choices.uniform(0.05, 1.0))
+            await crowd.moved_on()
+            await crowd.during(choices.uniform(0, 1.0))
             moments.append(time.monotonic())
             assert await server.stop() == 0, server.printed()
             assert time.monotonic() - moments[-1] < GRACE_SECONDS

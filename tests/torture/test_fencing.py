@@ -32,8 +32,9 @@ async def test_a_stopped_owner_cannot_overwrite(tmp_path: Path, models: Path, lo
         async with old.running(), new.running(), AsyncClient(old.address) as holder, AsyncClient(new.address) as taker:
             held = await holder.session(MODEL, "sensor")
             await held.observe_many(FIRST)
-            while (await taker.get_session("sensor")).step < len(FIRST):
+            while held.durable_step < len(FIRST):
                 await asyncio.sleep(0.02)
+                await held.heartbeat()
 
             old.signal(signal.SIGSTOP)
             late = asyncio.create_task(held.observe(99.0))
