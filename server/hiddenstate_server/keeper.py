@@ -325,7 +325,7 @@ class Keeper:
             await self.saved(seconds)
             for keys in _in_parts(residence.keys_held(self._host)):
                 if self._host.clock() < until:
-                    await self._errand(partial(self._store.claim, keys, ""))
+                    await self._errand(partial(self._store.release, keys, self._ledger.owner))
         except errors.StoreUnavailable:
             log.error("the store did not take everything in time", unsaved=self.unsaved)
         return self.unsaved

@@ -115,6 +115,17 @@ def test_what_was_released_can_be_claimed(store: Store) -> None:
     assert (claimed.owner, claimed.fence, claimed.step) == ("two", 2, 4)
 
 
+def test_only_what_is_still_ones_own_is_released(store: Store) -> None:
+    store.write([record("/mine"), record("/taken"), record("/gone", ended="CLOSED", owner="")])
+    store.claim(["/taken"], "two")
+    store.release(["/mine", "/taken", "/gone", "/unknown"], "one")
+    found = store.find(["/mine", "/taken", "/gone", "/unknown"])
+    assert {key: (one.owner, one.fence) for key, one in found.items()} == {
+        "/mine": ("", 1), "/taken": ("two", 2), "/gone": ("", 1)
+    }  # fmt: skip
+    assert store.write([record("/taken", 2, "two", step=1)]) == []
+
+
 def test_claims_of_one_owner_after_the_other(store: Store) -> None:
     store.write([record()])
     assert [store.claim(["/a", "/nobody"], owner)["/a"].fence for owner in ("two", "three", "two")] == [2, 3, 4]

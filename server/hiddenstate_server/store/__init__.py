@@ -109,6 +109,10 @@ class Store(Protocol):
         """
         ...
 
+    def release(self, keys: Sequence[str], owner: str) -> None:
+        """Live sessions among these that still are `owner`'s belong to nobody from now on."""
+        ...
+
     def find(self, keys: Sequence[str]) -> dict[str, Record]:
         """The sessions known, live and ended."""
         ...

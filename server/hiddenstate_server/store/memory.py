@@ -42,6 +42,11 @@ class MemoryStore:
                 self._records[key] = record._replace(owner=owner, fence=record.fence + 1)
         return self.find(keys)
 
+    def release(self, keys: Sequence[str], owner: str) -> None:
+        for key, record in self.find(keys).items():
+            if not record.ended and record.owner == owner:
+                self._records[key] = record._replace(owner="")
+
     def find(self, keys: Sequence[str]) -> dict[str, Record]:
         return {key: self._records[key] for key in keys if key in self._records}
 

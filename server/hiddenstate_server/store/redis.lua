@@ -132,6 +132,22 @@ function operations.claim()
   return values
 end
 
+-- Owner, keys -> whether each was the owner's.
+function operations.release()
+  local released = {}
+  for i = 4, #ARGV do
+    local value = call('GET', session(ARGV[i]))
+    local found = value and fields(value)
+    released[#released + 1] = found and found[ENDED] == '' and found[OWNER] == ARGV[3]
+    if released[#released] then
+      found[OWNER] = ''
+      call('SET', session(ARGV[i]), packed(found) .. value:sub(body_starts(value)))
+      call('ZADD', prefix .. 'due', expires(found), ARGV[i])
+    end
+  end
+  return released
+end
+
 -- Keys -> values, false where there is none.
 function operations.find()
   local values = {}

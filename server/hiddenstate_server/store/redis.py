@@ -81,6 +81,9 @@ class RedisStore:
     def claim(self, keys: Sequence[str], owner: str) -> dict[str, Record]:
         return self._values("claim", keys, owner)
 
+    def release(self, keys: Sequence[str], owner: str) -> None:
+        self._by_key("release", keys, owner)
+
     def find(self, keys: Sequence[str]) -> dict[str, Record]:
         return self._values("find", keys)
 

@@ -74,6 +74,7 @@ def upsert(count: int) -> str:
 _AMONG_KEYS = "key IN (SELECT value FROM json_each(?))"
 HELD_BY = f"SELECT json_group_array(json_array(key, fence, owner)) FROM sessions WHERE {_AMONG_KEYS}"
 CLAIM = f"UPDATE sessions SET owner = ?, fence = fence + 1 WHERE ended = '' AND {_AMONG_KEYS}"
+RELEASE = f"UPDATE sessions SET owner = '' WHERE ended = '' AND owner = ? AND {_AMONG_KEYS}"
 # By itself SQLite writes 15 digits of a real number into JSON: too few for a time.
 _PACKED = {name: name for name in _COLUMNS} | {
     name: f"json(printf('%!.17g', {name}))" for name in ("last_use", "lease")

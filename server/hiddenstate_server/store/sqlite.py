@@ -83,6 +83,10 @@ class SQLiteStore:
             connection.execute(sql.CLAIM, (owner, json.dumps(keys)))
             return _found(connection, keys)
 
+    def release(self, keys: Sequence[str], owner: str) -> None:
+        with self._connection() as connection, _transaction(connection):
+            connection.execute(sql.RELEASE, (owner, json.dumps(keys)))
+
     def find(self, keys: Sequence[str]) -> dict[str, Record]:
         with self._connection() as connection, _transaction(connection, "DEFERRED"):
             return _found(connection, keys)
