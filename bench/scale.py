@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import grpc
 import numpy as np
 import psutil
 import typer
@@ -25,7 +26,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bench.grpc_stream import GrpcStream
-from bench.load import SERVICE, Usage, parsed
+from bench.load import SERVICE, Usage
 from bench.processes import BenchError, Started, free_port, started
 from bench.report import table
 from hiddenstate_proto import hiddenstate_pb2 as pb
@@ -34,6 +35,7 @@ from hiddenstate_server.settings import load
 
 MODEL = "next-value"
 STEPS = 3
+PAUSE_SECONDS = 0.05
 LEASE_SECONDS = 86_400
 FRAME = 16_384
 PER_STREAM = 4 * FRAME
@@ -67,7 +69,9 @@ class Holder:
     """A stream with sessions open on it under handles from 0 on."""
 
     def __init__(self) -> None:
-        self.ids: list[str] = []
+        self.ids: dict[int, str] = {}
+        """By handle."""
+        self._refused: list[int] = []
         self._done = asyncio.Event()
         self._left = 0
         self._answers: list[pb.Predictions] = []
@@ -81,12 +85,15 @@ class Holder:
         )
 
     async def open(self, count: int) -> None:
-        """Opens so many new sessions."""
+        """Opens so many new sessions, again and again where the store does not keep up."""
         for first in range(0, count, FRAME):
             handles = np.arange(first, min(first + FRAME, count), dtype="<u4")
-            frame = pb.Open(handles=handles.tobytes(), model=MODEL, mode=pb.OPEN_MODE_CREATE)
-            frame.idle_timeout.seconds = LEASE_SECONDS
-            await self._asked(pb.StreamRequest(open=frame), len(handles))
+            while len(handles):
+                frame = pb.Open(handles=handles.tobytes(), model=MODEL, mode=pb.OPEN_MODE_CREATE)
+                frame.idle_timeout.seconds = LEASE_SECONDS
+                await self._asked(pb.StreamRequest(open=frame), len(handles))
+                handles, self._refused = np.array(self._refused, "<u4"), []
+                await asyncio.sleep(PAUSE_SECONDS if len(handles) else 0)
 
     async def resume(self, ids: list[str]) -> None:
         """Takes sessions over, under the handles from 0 on."""
@@ -124,9 +131,14 @@ class Holder:
             self._stream.ended.result()
 
     def _received(self, message: bytes) -> None:
-        response = parsed(message)
+        response = pb.StreamResponse.FromString(message)
+        for fault in response.faults:
+            if fault.status.code != grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]:
+                raise RuntimeError(f"the server refused: {fault.status.message}")
+            self._refused.append(fault.handle)
+            self._left -= 1
         for opened in response.opened:
-            self.ids += opened.session_ids
+            self.ids.update(zip(np.frombuffer(opened.handles, "<u4").tolist(), opened.session_ids, strict=True))
             self._left -= len(opened.session_ids)
         for part in response.observed:
             self._answers.append(part)

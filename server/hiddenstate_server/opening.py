@@ -224,9 +224,17 @@ def _shadow_model(host: Host, model: ServedModel, version: str) -> ServedModel |
 def no_place(host: Host, model: ServedModel) -> errors.SessionLimit:
     """Why there is no room for another session of this model."""
     limit = host.limits.max_sessions
-    if host.ledger is not None and model.arena.free:
-        limit = host.limits.max_stored_sessions
-        return errors.SessionLimit(f"{limit} sessions are live, the limit; close some or try again later", limit=limit)
+    if host.ledger is not None:
+        stored = host.limits.max_stored_sessions
+        if host.ledger.stored >= stored:
+            return errors.SessionLimit(
+                f"{stored} sessions are live, the limit; close some or try again later", limit=stored
+            )
+        return errors.SessionLimit(
+            f"{limit} sessions of {model.info.name} are in memory, the limit, and the store does not take them fast "
+            "enough; try again",
+            limit=limit,
+        )
     return errors.SessionLimit(
         f"{limit} sessions of {model.info.name} are live, the limit; close some or try again later", limit=limit
     )
