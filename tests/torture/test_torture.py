@@ -12,15 +12,16 @@ from tests.torture.processes import namespaces_allowed, redis_command
 from tests.torture.reference import LoneModel
 from tests.torture.scenarios import SCENARIOS, Plan
 
+CALM = Load(30, pace=0.1)
 SHORT = {
-    "kill-behind": (3, Load(30)),
-    "kill-every-step": (2, Load(30)),
-    "network-cut": (10, Load(30)),
-    "worker-killed": (1, Load(20)),
-    "drained": (1, Load(30)),
-    "disk-full": (1, Load(20)),
-    "store-killed": (2, Load(30)),
-    "rolling-restart": (2, Load(100, clients=4, pace=0.2)),
+    "kill-behind": (2, CALM),
+    "kill-every-step": (1, CALM),
+    "network-cut": (10, CALM),
+    "worker-killed": (1, CALM),
+    "drained": (1, CALM),
+    "disk-full": (1, CALM),
+    "store-killed": (2, CALM),
+    "rolling-restart": (2, Load(100, clients=4, pace=0.5)),
 }
 
 
