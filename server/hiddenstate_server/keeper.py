@@ -18,12 +18,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors, residence
 from hiddenstate_server.host import Host
 from hiddenstate_server.ledger import Chunk, Ledger, Outcome, Sweep, failed, written
-from hiddenstate_server.residence import Known, NeedsStore
+from hiddenstate_server.residence import Known, NeedsRoom, NeedsStore
 from hiddenstate_server.sessions import key_of
 from hiddenstate_server.store import Filters, Position, Record, Store, StoreError, open_store, redacted
+from hiddenstate_server.streams import Stream
 
 T = TypeVar("T")
 
@@ -92,6 +94,23 @@ class Keeper:
         log.info("sessions are kept", store=redacted(self._url), shared=self._store.shared)
 
     # for frames and calls
+
+    async def receive(self, stream: Stream, request: pb.StreamRequest, known: Known | None = None) -> None:
+        """Has the host apply a frame, after what it needs has been fetched from the store."""
+        asked_at = None
+        while True:
+            try:
+                self._host.receive(stream, request, known)
+                break
+            except NeedsStore as needs:
+                asked_at = asked_at or time.perf_counter()
+                known = known or Known()
+                await self.ask(needs, known)
+            except NeedsRoom:
+                # Rows become free as soon as the work under way is done, and saved where answers wait for that.
+                await asyncio.sleep(_TICK_SECONDS)
+        if asked_at is not None:
+            self._host.metrics.store.waited(time.perf_counter() - asked_at)
 
     async def ask(self, needs: NeedsStore, known: Known) -> None:
         """Has the store asked; `known` says afterwards what it said, StoreUnavailable where it failed."""
@@ -269,7 +288,8 @@ class Keeper:
             expired = await self._call(partial(self._store.expire, wall, HELD_GRACE))
             await self._call(partial(self._store.prune, wall - _ENDINGS_KEPT_SECONDS))
             await self._renew()
-            self._ledger.stored = await self._call(self._store.live)
+            stored = await self._call(self._store.live)
+            self._ledger.stored = stored + residence.not_stored(self._host)
         except StoreError as error:
             await self._failed("tend", error)
             return

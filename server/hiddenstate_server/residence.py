@@ -226,6 +226,13 @@ def keys_held(host: Host) -> list[str]:
     return [*keys, *host.ledger.away]
 
 
+def not_stored(host: Host) -> int:
+    """How many live sessions of this process the store does not know."""
+    assert host.ledger is not None
+    in_rows = sum(int((~model.table.stored[model.table.live()]).sum()) for model in host.models)
+    return in_rows + sum(not packed.stored and not packed.record.ended for packed in host.ledger.unsaved.values())
+
+
 def expire_away(host: Host) -> None:
     """Tells streams of sessions without rows whose lease has run out; the store ends them by itself."""
     for stream in host.streams.values():

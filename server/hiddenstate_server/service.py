@@ -17,13 +17,12 @@ from hiddenstate_server.keeper import Keeper
 from hiddenstate_server.model import ServedModel
 from hiddenstate_server.peers import Peers
 from hiddenstate_server.reloading import Reloader
-from hiddenstate_server.residence import Known, NeedsRoom, NeedsStore, is_live
+from hiddenstate_server.residence import Known, is_live
 from hiddenstate_server.session_calls import SessionCalls
 from hiddenstate_server.sessions import key_of
 from hiddenstate_server.tenants import Tenants, is_private
 
 StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, bytes]
-_ROOM_SECONDS = 0.001
 _HAND_OVER_SECONDS = 5.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 
@@ -77,22 +76,13 @@ class HiddenStateService(SessionCalls):
 
     async def _receive(self, stream: streams.Stream, request: pb.StreamRequest) -> None:
         """Has a frame applied, after whatever it needs has been fetched."""
-        known, asked_at = None, None
+        known = None
         if self._peers and request.open.session_ids:
             known = Known(refusals=await self._elsewhere(stream, request.open))
-        while True:
-            try:
-                self._host.receive(stream, request, known)
-                break
-            except NeedsStore as needs:
-                asked_at = asked_at or self._host.clock()
-                known = known or Known()
-                assert self._keeper is not None
-                await self._keeper.ask(needs, known)
-            except NeedsRoom:
-                await asyncio.sleep(_ROOM_SECONDS)
-        if asked_at is not None:
-            self._host.metrics.store.waited(self._host.clock() - asked_at)
+        if self._keeper is None:
+            self._host.receive(stream, request, known)
+        else:
+            await self._keeper.receive(stream, request, known)
 
     async def _elsewhere(self, stream: streams.Stream, frame: pb.Open) -> dict[str, errors.ServerError]:
         """What peers know of the keys in an open that this process does not have.

@@ -84,6 +84,7 @@ class Worker:
             _make_folder(self._settings)
             await self._keeper.start()
             self._keeper.report = self._report_store
+            await self._report_store(True)
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self._tenants)],
             options=[
