@@ -132,8 +132,15 @@ class Keeper:
         start = (after[0], key_of(tenant, after[1]) if after[1] else "")
         return await self._errand(partial(self._store.page, tenant, filters, start, limit))
 
+    async def confirm(self, key: str) -> None:
+        """Drops what is remembered of a session that another process has claimed, if the store can be asked."""
+        if self._ledger.shared and residence.present(self._host, key):
+            with contextlib.suppress(errors.StoreUnavailable):
+                residence.drop_stale(self._host, await self._errand(partial(self._store.find, [key])))
+
     async def fetch(self, key: str) -> None:
         """Brings a session that no other process holds to a row or to memory; why it cannot be had."""
+        await self.confirm(key)
         if residence.present(self._host, key):
             return
         record = (await self.look([key])).get(key)

@@ -456,6 +456,20 @@ def apply_lost(host: Host, outcome: Outcome, found: Mapping[str, Record]) -> Non
             lose(host, place.model, np.array([place.row]), ending)
 
 
+def drop_stale(host: Host, found: Mapping[str, Record]) -> None:
+    """Drops sessions that the store has under a higher fence than this process knows."""
+    ledger = host.ledger
+    assert ledger is not None
+    for key, record in found.items():
+        ending = Ended[record.ended] if record.ended else Ended.TAKEN_OVER
+        place, live = host.directory.get(key), ledger.live(key)
+        if place is not None and place.model.table.fence.item(place.row) < record.fence:
+            lose(host, place.model, np.array([place.row]), ending)
+        elif live is not None and live.fence < record.fence:
+            ledger.forget(key)
+            take_from_holder(host, key, ending)
+
+
 def end_without_row(host: Host, key: str) -> bool:
     """Ends a session that was just claimed; False if it does not live here without a row."""
     ledger = host.ledger

@@ -143,6 +143,8 @@ class HiddenStateService(SessionCalls):
     async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
         """One live session of any worker, or how it ended."""
         key = key_of(self._tenants.of(context), request.id)
+        if self._keeper is not None:
+            await self._keeper.confirm(key)
         place = self._host.directory.get(key)
         if place is not None:
             return pb.GetSessionResponse(session=listing.session(self._host, place))

@@ -178,6 +178,7 @@ class SessionCalls(pb_grpc.HiddenStateServiceServicer):
         """A live session's row in this worker, settled, or else what the store has of it; why there is none."""
         if self._keeper is None:
             return await self._settled(key)
+        await self._keeper.confirm(key)
         return await self._here(key) or await self._stored(key)
 
     async def _here(self, key: str) -> Place | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -404,3 +405,53 @@ async def test_models_change_in_every_worker(start: Start, bundles: Path, tmp_pa
     served = {model.version for model in (await stub.ListModels(pb.ListModelsRequest())).models if "word" in model.name}
     assert served == {"1", "3"}
     assert await server.stop() == 0
+
+
+async def test_killed_and_started_again(start: Start) -> None:
+    """Sessions go on from where the server said they were durable, or later."""
+    server = await start()
+    wire = server.wire()
+    await wire.open([0], "next-word", ids=["kept"])
+    durable = 0
+    while durable < 100:
+        await wire.send(words([0] * 50, [3] * 50))
+        await wire.answered(len(wire.observed) + 50)
+        durable = int(np.frombuffer(wire.frames[-1].observed[-1].durable_steps, "<u8")[-1])
+    server.process.kill()
+    await server.exit_code()
+    again = (await start()).wire()
+    await again.open([5], "", ids=["kept"], mode=pb.OPEN_MODE_RESUME)
+    step = again.opened[5][1]
+    assert durable <= step <= len(wire.observed)
+    await again.send(words([5], [4], [step + 1]))
+    await again.answered(1)
+    assert int(np.frombuffer(again.frames[-1].observed[-1].durable_steps, "<u8")[0]) >= step
+
+
+async def test_workers_hand_sessions_over(start: Start) -> None:
+    server = await start("--workers", "2", "--durability", "every-step")
+    step = 0
+    for turn in range(12):
+        wire = server.wire()
+        mode = pb.OPEN_MODE_RESUME if turn else pb.OPEN_MODE_CREATE
+        await wire.open([0], "next-word", ids=["shared"], mode=mode)
+        assert wire.opened[0][1] == step
+        await wire.send(words([0] * 5, [3] * 5))
+        await wire.answered(5)
+        step += 5
+        if turn % 2:
+            await wire.cancel()
+    stub: pb_grpc.HiddenStateServiceAsyncStub = pb_grpc.HiddenStateServiceStub(server.channel())
+    assert (await stub.GetSession(pb.GetSessionRequest(id="shared"))).session.step == step
+    assert [session.id for session in (await stub.ListSessions(pb.ListSessionsRequest())).sessions] == ["shared"]
+    assert await server.stop() == 0
+
+
+async def test_a_drain_tells_what_was_not_saved(start: Start, state_folder: Path) -> None:
+    server = await start("--drain-timeout", "500ms")
+    wire = server.wire()
+    await wire.open([0], "next-word", ids=["kept"])
+    await asyncio.to_thread(state_folder.rename, state_folder.with_name("out-of-reach"))
+    await wire.send(words([0], [3]))
+    await wire.answered(1)
+    assert await server.stop() == 1
