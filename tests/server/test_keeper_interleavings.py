@@ -205,7 +205,9 @@ class Hosts(RuleBasedStateMachine):
         faults = len(client.replies.faults)
         target = len(told.sent) - back
         client.node.receive(client.stream, wire.rewind([told.handle], [target], [told.rewinds + 1]))
-        self.quiesce(client.node)
+        self.answer_all(client.node)
+        if self.every_step:
+            client.node.saved()
         for response in self.taken(client):
             client.replies.add(response)
         if any(fault.handle == told.handle for fault in client.replies.faults[faults:]):
