@@ -191,14 +191,17 @@ class Run:
     async def whole(self) -> None:
         """Everything, in order."""
         with self._scale.server() as server:
-            before = Usage(server.pid).resident()
-            await self._open_all(server)
+            resident = [(0, Usage(server.pid).resident())]
+            await self._open_all(server, resident)
             await self._all_durable()
-            self._note_sizes(server, before)
+            resident.append((self._scale.sessions, Usage(server.pid).resident()))
+            self._note_sizes(resident)
             await self._bring_back_singly()
             await self._bring_back_in_frames()
             await self._all_durable()
             psutil.Process(server.pid).kill()
+            for holder in self._holders:
+                holder.close()
         begun = time.perf_counter()
         with self._scale.server() as server:
             self._note("start on this store, after SIGKILL, s", f"{time.perf_counter() - begun:.2f}")
@@ -210,7 +213,8 @@ class Run:
     def _task(self, name: str, total: int) -> TaskID:
         return self._progress.add_task(name, total=total)
 
-    async def _open_all(self, server: Started) -> None:
+    async def _open_all(self, server: Started, resident: list[tuple[int, int]]) -> None:
+        """Opens all, stream after stream; adds how many are open, and the server's bytes, to `resident` after each."""
         task = self._task("open", self._scale.sessions)
         begun = time.perf_counter()
         for first in range(0, self._scale.sessions, PER_STREAM):
@@ -223,6 +227,7 @@ class Run:
                 for step in range(1, STEPS + 1):
                     await holder.observe(handles, values(first + handles, step))
                 self._progress.advance(task, len(handles))
+            resident.append((first + count, Usage(server.pid).resident()))
         rate = self._scale.sessions / (time.perf_counter() - begun)
         self._note(f"opened, with {STEPS} observations each, sessions/s", f"{rate:,.0f}")
 
@@ -236,11 +241,15 @@ class Run:
             self._progress.advance(task)
         self._note("until the last observation was durable, s", f"{time.perf_counter() - begun:.2f}")
 
-    def _note_sizes(self, server: Started, before: int) -> None:
-        sessions, growth = self._scale.sessions, Usage(server.pid).resident() - before
+    def _note_sizes(self, resident: list[tuple[int, int]]) -> None:
+        """From how many sessions were open, and the server's bytes, in the course of opening."""
+        (_, before), (sessions, after) = resident[0], resident[-1]
+        half, at_half = min(resident, key=lambda at: abs(at[0] - sessions / 2))
         self._note("bytes of state", f"{4 * self._model.info.state_size:,}")
-        self._note("resident memory a session, bytes", f"{growth / sessions:,.0f}")
-        self._note("resident memory in all, MiB", f"{(growth + before) / 2**20:,.0f}")
+        self._note("resident memory in all, MiB", f"{after / 2**20:,.0f}")
+        self._note("its growth a session, bytes", f"{(after - before) / sessions:,.0f}")
+        if half < sessions:
+            self._note("the same in the second half of opening", f"{(after - at_half) / (sessions - half):,.0f}")
         self._note("disk a session, bytes", f"{self._scale.on_disk / sessions:,.0f}")
 
     async def _bring_back_singly(self) -> None:
@@ -312,8 +321,7 @@ def page(scale: Scale, figures: list[tuple[str, str]]) -> str:
     rows = [[what, figure] for what, figure in figures]
     return f"""# {scale.sessions:,} sessions, {scale.arena:,} places in the arena
 
-{MODEL}, SQLite, {platform.machine()}, Python {platform.python_version()}. Every prediction was compared with a lone
-run's.
+{MODEL}, SQLite, {platform.machine()}, Python {platform.python_version()}; each prediction was compared with a lone run's.
 
 {table(["", "measured"], rows)}
 """

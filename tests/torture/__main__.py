@@ -29,6 +29,8 @@ def main(
     count: Annotated[int, typer.Option(help="Kills, cuts or restarts in a row.", min=1)] = 50,
     seed: Annotated[int | None, typer.Option(help="Repeats a run; random unless told.")] = None,
     sessions: Annotated[int, typer.Option(help="Sessions that stream at a time.", min=1)] = 60,
+    clients: Annotated[int, typer.Option(help="Clients that hold them, each with one stream.", min=1)] = 4,
+    pace: Annotated[float, typer.Option(help="Longest rest of a session between two calls, in seconds.")] = 0.1,
     models: Annotated[Path | None, typer.Option(help="Folder of bundles instead of the shipped ones.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for stores and logs, kept; a temporary one else.")] = None,
 ) -> None:
@@ -55,7 +57,7 @@ def main(
                 lone=lone_models(bundles),
                 seed=seed,
                 count=count,
-                load=Load(sessions),
+                load=Load(sessions, clients=clients, pace=pace),
                 progress=lambda done, task=task: progress.update(task, completed=done),  # type: ignore[misc]
             )
             try:
