@@ -321,7 +321,7 @@ def page(scale: Scale, figures: list[tuple[str, str]]) -> str:
     rows = [[what, figure] for what, figure in figures]
     return f"""# {scale.sessions:,} sessions, {scale.arena:,} places in the arena
 
-{MODEL}, SQLite, {platform.machine()}, Python {platform.python_version()}; each prediction was compared with a lone run's.
+{MODEL}, SQLite, {platform.machine()}, Python {platform.python_version()}; predictions were compared with lone runs.
 
 {table(["", "measured"], rows)}
 """

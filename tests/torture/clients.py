@@ -140,8 +140,13 @@ class Crowd:
 
     def _check(self) -> None:
         assert len(self.lives) >= self.load.sessions
+        complaints = []
         for life in self.lives:
-            check(life, self.models)
+            try:
+                check(life, self.models)
+            except AssertionError as complaint:
+                complaints.append(str(complaint))
+        assert not complaints, "\n".join(complaints)
 
     async def _stream(self, number: int, model: str) -> None:
         """One session after the other, until told to stop."""
