@@ -198,6 +198,7 @@ class Bench:
         program = Path(sys.executable).with_name("hiddenstate-server")
         port = free_port()
         flags = ["--port", str(port), "--metrics-port", str(metrics_port), "--log-level", "warning"]
+        flags += ["--state-folder", str(self._folder / "state")]
         return started([program, *flags, *self._flags], [port, metrics_port], self._folder / "server.log")
 
     @contextmanager

@@ -24,6 +24,8 @@ EOF
 )
 export HIDDENSTATE_SERVER=localhost:$port
 
+# What the demo keeps of its sessions goes with it.
+export HIDDENSTATE_STATE_FOLDER="$out/state"
 title "\$ hiddenstate-server --port $port --metrics-port $metrics${MODELS:+ --models $MODELS}"
 hiddenstate-server --port "$port" --metrics-port "$metrics" ${MODELS:+--models "$MODELS"} >"$out/server.log" 2>&1 &
 server=$!
