@@ -7,10 +7,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hiddenstate_models.bundle import LOG_NORMALIZER_SIZE, WEIGHTS_FILE, Bundle
-from hiddenstate_models.distributions import PARAMETERS, Prediction, in_units, negative_log_likelihood, read_head
-from hiddenstate_models.network import NextWordConfig, NextWordNetwork
-from hiddenstate_models.scaling import STATE_ROWS
-from hiddenstate_models.value_network import NextValueConfig, NextValueNetwork
+from hiddenstate_models.networks.distributions import (
+    PARAMETERS,
+    Prediction,
+    in_units,
+    negative_log_likelihood,
+    read_head,
+)
+from hiddenstate_models.networks.scaling import STATE_ROWS
+from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
+from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 
 
 class WordStep(NamedTuple):

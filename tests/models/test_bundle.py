@@ -25,9 +25,9 @@ from hiddenstate_models.bundle import (
     WordNetwork,
     file_facts,
 )
+from hiddenstate_models.bundle.onnx_files import external_files
 from hiddenstate_models.errors import BundleCorruptError, BundleError, BundleFormatError
 from hiddenstate_models.export import random_bundle
-from hiddenstate_models.onnx_files import external_files
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hiddenstate_models.distributions import (
+from hiddenstate_models.networks.distributions import (
     SMALLEST_DEGREES_OF_FREEDOM,
     SMALLEST_SCALE,
     Prediction,

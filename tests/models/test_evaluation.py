@@ -10,12 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hiddenstate_models import text
 from hiddenstate_models.baselines.kneser_ney import KneserNey
 from hiddenstate_models.cli import app
+from hiddenstate_models.data import text
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation.words import baseline_scores, network_scores
-from hiddenstate_models.network import NextWordNetwork
+from hiddenstate_models.networks.words import NextWordNetwork
 from hiddenstate_models.training.next_word import NextWordOptions, mean_loss
 
 LINES = [f"U\tw{i % 7} w{i % 5} w{i % 3} ." + ("\n" if i % 4 == 3 else "") for i in range(160)]

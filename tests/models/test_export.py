@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from hiddenstate_models import text
 from hiddenstate_models.bundle import (
     CARD_FILE,
     CONFIG_FILE,
@@ -24,12 +23,13 @@ from hiddenstate_models.bundle import (
     WEIGHTS_FILE,
     Bundle,
 )
-from hiddenstate_models.bundle_cli import export, inspect
+from hiddenstate_models.cli.bundles import export, inspect
+from hiddenstate_models.data import text
 from hiddenstate_models.errors import BundleCorruptError, BundleError, DataError
 from hiddenstate_models.export import export_source, random_bundle
 from hiddenstate_models.export.sources import ExportOptions
-from hiddenstate_models.network import NextWordConfig, NextWordNetwork
-from hiddenstate_models.value_network import NextValueConfig, NextValueNetwork
+from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
+from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 
 SENTENCES = ["the cat sat on the mat .", "the dog sat on the cat .", "a mat , a cat and a dog ."]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hiddenstate_models.baselines.kneser_ney import KneserNey
-from hiddenstate_models.text import Corpus
+from hiddenstate_models.data.text import Corpus
 
 WORDS = 12
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.errors import DataError
-from hiddenstate_models.lanes import Chunk, Lanes
 
 IGNORED = -100
 

@@ -9,17 +9,17 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from hiddenstate_models.data.series import Series
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.evaluation.commands import evaluate
 from hiddenstate_models.evaluation.values import ERROR, PERIOD, RELATIVE, SEASONAL, averages, predict, value_scores
-from hiddenstate_models.series import Series
+from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 from hiddenstate_models.training import commands
 from hiddenstate_models.training.augmentation import LONGEST, altered_copies
 from hiddenstate_models.training.checkpoint import load_checkpoint
 from hiddenstate_models.training.next_value import NextValueOptions, NextValueTask, cut, scaled_targets, validate
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.run import load_weights
-from hiddenstate_models.value_network import NextValueConfig, NextValueNetwork
 
 Floats = npt.NDArray[np.float64]
 

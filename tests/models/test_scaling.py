@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hiddenstate_models.limits import LARGEST_VALUE
-from hiddenstate_models.scaling import PRIOR_STEP, OnlineScaling, Scaled
+from hiddenstate_models.networks.scaling import PRIOR_STEP, OnlineScaling, Scaled
 
 NAN = math.nan
 

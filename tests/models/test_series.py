@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from hiddenstate_models.data.series import LONGEST_GAP, Layout, Series, read_series
 from hiddenstate_models.errors import DataError
-from hiddenstate_models.series import LONGEST_GAP, Layout, Series, read_series
 
 NAN = float("nan")
 

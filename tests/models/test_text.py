@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hiddenstate_models import text
+from hiddenstate_models.data import text
 from hiddenstate_models.errors import DataError
 
 WIKITEXT = """

@@ -15,9 +15,9 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from hiddenstate_models import text
+from hiddenstate_models.data import text
 from hiddenstate_models.errors import ConfigurationError, DataError, TrainingError
-from hiddenstate_models.network import NextWordNetwork
+from hiddenstate_models.networks.words import NextWordNetwork
 from hiddenstate_models.training import commands
 from hiddenstate_models.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hiddenstate_models.training.loop import Progress, Trainer, Update, clip_gradients, make_optimizer

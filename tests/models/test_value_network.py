@@ -4,8 +4,8 @@ from typing import Literal
 import pytest
 import torch
 
-from hiddenstate_models.distributions import negative_log_likelihood
-from hiddenstate_models.value_network import NextValueConfig, NextValueNetwork
+from hiddenstate_models.networks.distributions import negative_log_likelihood
+from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 
 CONFIGS = [
     NextValueConfig(hidden_sizes=(6,)),

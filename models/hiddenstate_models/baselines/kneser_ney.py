@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from hiddenstate_models.text import Corpus
+from hiddenstate_models.data.text import Corpus
 
 Floats = npt.NDArray[np.float64]
 _Ids = npt.NDArray[np.int64]

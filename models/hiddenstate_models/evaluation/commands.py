@@ -12,18 +12,18 @@ from rich.table import Table
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from hiddenstate_models import text
 from hiddenstate_models.baselines.kneser_ney import KneserNey
 from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Bundle
+from hiddenstate_models.data import text
+from hiddenstate_models.data.series import Layout, read_series
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation.values import averages, value_scores
 from hiddenstate_models.evaluation.words import baseline_scores, network_scores
 from hiddenstate_models.export.sources import BEST_WEIGHTS_FILE, RUN_FILE, SCORES_FILE
-from hiddenstate_models.network import NextWordConfig, NextWordNetwork
-from hiddenstate_models.series import Layout, read_series
+from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
+from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.next_value import names
 from hiddenstate_models.training.run import RunRecord
-from hiddenstate_models.value_network import NextValueConfig, NextValueNetwork
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """Split -> row (the model, a baseline) -> metric -> number."""

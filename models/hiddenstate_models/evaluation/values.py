@@ -13,9 +13,9 @@ from hiddenstate_models.baselines.forecasts import (
     persistence,
     seasonal_naive,
 )
-from hiddenstate_models.distributions import Prediction, central_probability, negative_log_likelihood
-from hiddenstate_models.series import Series
-from hiddenstate_models.value_network import NextValueNetwork
+from hiddenstate_models.data.series import Series
+from hiddenstate_models.networks.distributions import Prediction, central_probability, negative_log_likelihood
+from hiddenstate_models.networks.values import NextValueNetwork
 
 Floats = npt.NDArray[np.float64]
 Metrics = dict[str, float]

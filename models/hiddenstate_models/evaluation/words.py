@@ -5,8 +5,8 @@ import math
 import torch
 
 from hiddenstate_models.baselines.kneser_ney import KneserNey
-from hiddenstate_models.network import IGNORED, NextWordNetwork
-from hiddenstate_models.text import Corpus
+from hiddenstate_models.data.text import Corpus
+from hiddenstate_models.networks.words import IGNORED, NextWordNetwork
 from hiddenstate_models.training.next_word import read_through
 
 Metrics = dict[str, float]

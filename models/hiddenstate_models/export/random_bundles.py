@@ -7,8 +7,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from hiddenstate_models.bundle import Bundle, TextSettings, ValueSettings, network_shapes
+from hiddenstate_models.data.text import END, UNKNOWN, WORD_PATTERN
 from hiddenstate_models.export.writing import BundleContents, write_bundle
-from hiddenstate_models.text import END, UNKNOWN, WORD_PATTERN
 
 Task = Literal["next-word", "next-value"]
 

@@ -1,4 +1,4 @@
-"""One step of the per-session online scaling, as a graph; its formulas are those of `hiddenstate_models.scaling`.
+"""One step of the per-session online scaling, as a graph; its formulas are those of `networks.scaling`.
 
 A node costs about as much as a row's arithmetic, so whatever is linear is done by a few products with constant
 matrices, which choose, add, scale and turn at once: what comes out of them is exact, since all but one or two of the
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from hiddenstate_models import scaling
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
+from hiddenstate_models.networks import scaling
 
 _LEVELS = len(scaling.LEVEL_RATES)
 _SPREADS = 1 + _LEVELS

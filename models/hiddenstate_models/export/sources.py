@@ -11,7 +11,6 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from hiddenstate_models import text
 from hiddenstate_models.bundle import (
     CONFIG_FILE,
     CURVE_FILE,
@@ -21,6 +20,7 @@ from hiddenstate_models.bundle import (
     TextSettings,
     ValueSettings,
 )
+from hiddenstate_models.data import text
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.export.writing import BundleContents, write_bundle
 

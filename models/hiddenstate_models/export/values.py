@@ -7,11 +7,11 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto
 
 from hiddenstate_models.bundle import ValueNetwork
-from hiddenstate_models.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLEST_SCALE
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
 from hiddenstate_models.export.recurrent import split_state, stack_step
 from hiddenstate_models.export.scaling import moves_since_last, scaling_step
+from hiddenstate_models.networks.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLEST_SCALE
 
 _POWERS = 7
 

@@ -11,17 +11,17 @@ from rich.console import Console
 from tokenizers import Tokenizer
 from torch import nn
 
-from hiddenstate_models import text
+from hiddenstate_models.data import text
+from hiddenstate_models.data.series import Series, read_series
 from hiddenstate_models.errors import ConfigurationError, DataError
-from hiddenstate_models.network import NextWordNetwork
-from hiddenstate_models.series import Series, read_series
+from hiddenstate_models.networks.values import NextValueNetwork
+from hiddenstate_models.networks.words import NextWordNetwork
 from hiddenstate_models.training import run
 from hiddenstate_models.training.loop import Task
 from hiddenstate_models.training.next_value import NextValueOptions, NextValueTask, names
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.report import summary_table
-from hiddenstate_models.value_network import NextValueNetwork
 
 _HELD_OUT = 20
 """Without validation files every so-many-th document is held out."""

@@ -17,8 +17,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.errors import TrainingError
-from hiddenstate_models.lanes import Chunk, Lanes
 from hiddenstate_models.training.checkpoint import Checkpoint
 from hiddenstate_models.training.options import TrainingOptions
 

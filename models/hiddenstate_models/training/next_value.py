@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hiddenstate_models.distributions import Prediction, central_probability, negative_log_likelihood
+from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.errors import ConfigurationError, DataError
-from hiddenstate_models.lanes import Chunk, Lanes
-from hiddenstate_models.scaling import LARGEST_RATIO
+from hiddenstate_models.networks.distributions import Prediction, central_probability, negative_log_likelihood
+from hiddenstate_models.networks.scaling import LARGEST_RATIO
+from hiddenstate_models.networks.values import Forecast, NextValueConfig, NextValueNetwork
 from hiddenstate_models.training.augmentation import SHORTEST, altered_copies
 from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
-from hiddenstate_models.value_network import Forecast, NextValueConfig, NextValueNetwork
 
 Floats = npt.NDArray[np.float64]
 

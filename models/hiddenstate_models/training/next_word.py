@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hiddenstate_models.data.lanes import Chunk, Lanes
+from hiddenstate_models.data.text import Corpus
 from hiddenstate_models.errors import ConfigurationError
-from hiddenstate_models.lanes import Chunk, Lanes
-from hiddenstate_models.network import IGNORED, NextWordConfig, NextWordNetwork
-from hiddenstate_models.text import Corpus
+from hiddenstate_models.networks.words import IGNORED, NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
 from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenstate_models.network import IGNORED, Vocabulary
+from hiddenstate_models.networks.words import IGNORED, Vocabulary
 
 
 class SampledSoftmax(nn.Module):

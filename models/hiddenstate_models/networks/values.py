@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiddenstate_models.cells import CELLS
-from hiddenstate_models.distributions import PARAMETERS, Prediction, in_units, read_head
-from hiddenstate_models.scaling import OnlineScaling, Scaled
+from hiddenstate_models.networks.distributions import PARAMETERS, Prediction, in_units, read_head
+from hiddenstate_models.networks.scaling import OnlineScaling, Scaled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,190 +1,30 @@
-"""A bundle: a folder NAME/VERSION with everything needed to serve a trained network, checked when loaded.
-
-    config.json         what the network is, how it was trained, its scores, and the hashes of the other files
-    model.safetensors   the weights, once
-    tokenizer.json      the vocabulary, for word models
-    step.onnx           one served step; its weights are read from model.safetensors
-    step.int8.onnx      the same with int8 weights of its own, where exported
-    card.md             for people: data, licence, scores beside baselines, the command that trained it
-
-Neither torch nor onnx is needed to load one.
-"""
+"""Opening a bundle: every file is checked before anything of it is used."""
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from hiddenstate_models.bundle.complaints import first_complaint
+from hiddenstate_models.bundle.config import (
+    CONFIG_FILE,
+    FORMAT,
+    INT8_STEP_FILE,
+    STEP_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    BundleConfig,
+    FileFacts,
+)
+from hiddenstate_models.bundle.onnx_files import external_files
+from hiddenstate_models.bundle.shapes import ValueNetwork, WordNetwork, network_shapes
+from hiddenstate_models.bundle.weights import StoredTensor, read_header
 from hiddenstate_models.errors import BundleCorruptError, BundleFormatError
-from hiddenstate_models.onnx_files import external_files
-
-FORMAT = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-STEP_FILE = "step.onnx"
-INT8_STEP_FILE = "step.int8.onnx"
-CARD_FILE = "card.md"
-CURVE_FILE = "learning-curve.png"
-
-LOG_NORMALIZER_SIZE = 1
-SCALING_ROWS = 11
-"""Floats of scaling state per input column."""
-FEATURES = 7
-"""Numbers the cells of a value model see per input column."""
-_HEADER_LIMIT = 16 * 2**20
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Shape = tuple[int, ...]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextSettings(_Frozen):
-    """How a word model sees text."""
-
-    lowercase: bool
-    unknown_token: Annotated[int, Field(ge=0)]
-    end_token: Annotated[int, Field(ge=0)]
-    word_pattern: str
-
-
-class ValueSettings(_Frozen):
-    """How a value model sees values: names of its input columns and which of them it predicts."""
-
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    targets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-
-
-class FileFacts(_Frozen):
-    """What a file of the bundle must be."""
-
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    bytes: Annotated[int, Field(ge=0)]
-
-
-class BundleConfig(_Frozen):
-    """config.json."""
-
-    format: Literal[1]
-    name: Name
-    version: PositiveInt
-    task: Literal["next-word", "next-value"]
-    network: dict[str, Any]
-    state_size: PositiveInt
-    parameters: PositiveInt
-    text: TextSettings | None = None
-    values: ValueSettings | None = None
-    scores: dict[str, Any]
-    training: dict[str, Any]
-    files: dict[FileName, FileFacts]
-
-
-class CellShapes(BaseModel):
-    """The part of a network's configuration that fixes the shapes of its recurrent weights."""
-
-    cell: Literal["lstm", "gru"]
-    hidden_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    projection: PositiveInt | None = None
-
-    @property
-    def output_size(self) -> int:
-        """Width of the stack's output."""
-        return self.projection or self.hidden_sizes[-1]
-
-    @property
-    def state_size(self) -> int:
-        """Floats in the recurrent state."""
-        if self.cell == "gru":
-            return sum(self.hidden_sizes)
-        return sum((self.projection or size) + size for size in self.hidden_sizes)
-
-    def cell_tensors(self, input_size: int) -> dict[str, Shape]:
-        """Names and shapes of the recurrent weights."""
-        gates = {"lstm": 4, "gru": 3}[self.cell]
-        shapes: dict[str, Shape] = {}
-        for layer, size in enumerate(self.hidden_sizes):
-            output = self.projection or size
-            prefix = f"cells.layers.{layer}."
-            shapes[prefix + "weight_ih_l0"] = (gates * size, input_size)
-            shapes[prefix + "weight_hh_l0"] = (gates * size, output)
-            shapes[prefix + "bias_ih_l0"] = shapes[prefix + "bias_hh_l0"] = (gates * size,)
-            if self.projection:
-                shapes[prefix + "weight_hr_l0"] = (self.projection, size)
-            input_size = output
-        return shapes
-
-
-class WordNetwork(CellShapes):
-    """Shapes of a next-word network."""
-
-    task: Literal["next-word"]
-    vocabulary_size: PositiveInt
-    embedding_size: PositiveInt
-    tied: bool
-
-    @property
-    def served_state_size(self) -> int:
-        """Floats in a session's row: the recurrent state and the log-normaliser of the next prediction."""
-        return self.state_size + LOG_NORMALIZER_SIZE
-
-    def tensors(self) -> dict[str, Shape]:
-        """Names and shapes of every weight."""
-        shapes = {"encoder.weight": (self.vocabulary_size, self.embedding_size)} | self.cell_tensors(
-            self.embedding_size
-        )
-        if not self.tied:
-            shapes["head.weight"] = (self.vocabulary_size, self.output_size)
-        return shapes | {"head.bias": (self.vocabulary_size,)}
-
-
-class ValueNetwork(CellShapes):
-    """Shapes of a next-value network."""
-
-    task: Literal["next-value"]
-    columns: PositiveInt
-    targets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    distribution: Literal["student-t", "gaussian"]
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of a target's distribution."""
-        return {"student-t": 3, "gaussian": 2}[self.distribution]
-
-    @property
-    def scaling_size(self) -> int:
-        """Floats in the online scaling's state."""
-        return SCALING_ROWS * self.columns
-
-    @property
-    def served_state_size(self) -> int:
-        """Floats in a session's row: the recurrent state, the scaling's state and the last prediction."""
-        return self.state_size + self.scaling_size + self.parameters * len(self.targets)
-
-    def tensors(self) -> dict[str, Shape]:
-        """Names and shapes of every weight."""
-        outputs = self.parameters * len(self.targets)
-        shapes = self.cell_tensors(FEATURES * self.columns)
-        return shapes | {"head.weight": (outputs, self.output_size), "head.bias": (outputs,)}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in model.safetensors, in bytes from the file's start."""
-
-    dtype: str
-    shape: Shape
-    offset: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -305,55 +145,9 @@ class Bundle:
             raise BundleCorruptError(f"{path}: a target is not among the {network.columns} columns")
 
 
-def network_shapes(network: Mapping[str, Any]) -> WordNetwork | ValueNetwork:
-    """The shapes a network's configuration fixes.
-
-    Raises:
-        BundleCorruptError: the configuration lacks a field or has one out of range.
-    """
-    try:
-        return _NETWORK.validate_python(network)
-    except ValidationError as error:
-        raise BundleCorruptError(f"network: {_first(error)}") from error
-
-
-_NETWORK: TypeAdapter[WordNetwork | ValueNetwork] = TypeAdapter(
-    Annotated[WordNetwork | ValueNetwork, Field(discriminator="task")]
-)
-
-
 def shipped_bundles() -> Path:
     """The folder of the bundles that come with the package."""
     return Path(str(resources.files("hiddenstate_models"))) / "bundles"
-
-
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Names, types, shapes and places of the tensors in a safetensors file.
-
-    Raises:
-        BundleCorruptError: the file is not whole.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, _HEADER_LIMIT):
-            raise BundleCorruptError(f"{path} is no safetensors file, or it is cut short; export the bundle again")
-        header = file.read(length)
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {
-            name: StoredTensor(
-                entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in entries.items()
-        }  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BundleCorruptError(f"{path} has a damaged header; export the bundle again") from error
-    if any(tensor.offset + tensor.bytes > size for tensor in tensors.values()):
-        raise BundleCorruptError(f"{path} is cut short; export the bundle again")
-    return tensors
 
 
 def file_facts(path: Path) -> FileFacts:
@@ -380,7 +174,7 @@ def _read_config(folder: Path) -> BundleConfig:
     try:
         return BundleConfig.model_validate(fields)
     except ValidationError as error:
-        raise BundleCorruptError(f"{path}: {_first(error)}") from error
+        raise BundleCorruptError(f"{path}: {first_complaint(error)}") from error
 
 
 def _check_place(folder: Path, config: BundleConfig) -> None:
@@ -411,10 +205,3 @@ def _check_listed(folder: Path, config: BundleConfig) -> None:
     for name in needed:
         if name not in config.files:
             raise BundleCorruptError(f"{folder / CONFIG_FILE} does not list {name}, which a {config.task} bundle needs")
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint of a validation, as `field: what`."""
-    complaint = error.errors()[0]
-    where = ".".join(map(str, complaint["loc"]))
-    return f"{where}: {complaint['msg']}" if where else complaint["msg"]

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hiddenstate_models.bundle_cli import export, inspect
+from hiddenstate_models.cli.bundles import export, inspect
+from hiddenstate_models.cli.options import with_options
 from hiddenstate_models.errors import ModelError
-from hiddenstate_models.options_cli import with_options
 from hiddenstate_models.training.next_value import NextValueOptions
 from hiddenstate_models.training.next_word import NextWordOptions
 from hiddenstate_models.training.options import TrainingOptions

@@ -1,0 +1,61 @@
+"""config.json of a bundle, field by field, and the names of its files."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+STEP_FILE = "step.onnx"
+INT8_STEP_FILE = "step.int8.onnx"
+CARD_FILE = "card.md"
+CURVE_FILE = "learning-curve.png"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextSettings(_Frozen):
+    """How a word model sees text."""
+
+    lowercase: bool
+    unknown_token: Annotated[int, Field(ge=0)]
+    end_token: Annotated[int, Field(ge=0)]
+    word_pattern: str
+
+
+class ValueSettings(_Frozen):
+    """How a value model sees values: names of its input columns and which of them it predicts."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    targets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class FileFacts(_Frozen):
+    """What a file of the bundle must be."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class BundleConfig(_Frozen):
+    """config.json."""
+
+    format: Literal[1]
+    name: Name
+    version: PositiveInt
+    task: Literal["next-word", "next-value"]
+    network: dict[str, Any]
+    state_size: PositiveInt
+    parameters: PositiveInt
+    text: TextSettings | None = None
+    values: ValueSettings | None = None
+    scores: dict[str, Any]
+    training: dict[str, Any]
+    files: dict[FileName, FileFacts]

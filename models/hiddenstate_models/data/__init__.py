@@ -1,0 +1,1 @@
+"""Text, series and labels, read and dealt out to lanes."""

@@ -1,0 +1,1 @@
+"""Networks: encoder, stack of cells, head."""
