@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from hiddenstate_server.arena import Arena
-from hiddenstate_server.engine import Engine
-from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.runtimes import InputArray
 from hiddenstate_server.settings import load
+from hiddenstate_server.stepping.arena import Arena
+from hiddenstate_server.stepping.engine import Engine
+from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 SESSIONS = 4096
 BATCH_SIZES = tuple(2**power for power in range(9))

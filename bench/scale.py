@@ -30,8 +30,8 @@ from bench.load import SERVICE, Usage
 from bench.processes import BenchError, Started, free_port, started
 from bench.report import table
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.settings import load
+from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 MODEL = "next-value"
 STEPS = 3

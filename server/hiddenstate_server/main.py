@@ -26,13 +26,13 @@ def _serve(settings: Settings) -> None:
     # The heavy imports come after the settings, so that a typing mistake is answered at once.
     logs.configure(settings.log_format, settings.log_level)
     if settings.workers > 1:
-        from hiddenstate_server.supervisor import supervise
+        from hiddenstate_server.process.supervisor import supervise
 
         supervise(settings)
         return
     import uvloop
 
-    from hiddenstate_server.worker import serve
+    from hiddenstate_server.process.worker import serve
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))

@@ -9,8 +9,8 @@ from bench.engine import cost
 from bench.points import SHAPES
 
 from hiddenstate_models.export import random_bundle
-from hiddenstate_server.repository import load_models
 from hiddenstate_server.settings import load
+from hiddenstate_server.versions.repository import load_models
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -13,10 +13,10 @@ from tests.server.wire import Wire
 
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
-from hiddenstate_server.host import Host
-from hiddenstate_server.repository import LoadedModel, load_models
+from hiddenstate_server.process.worker import Worker
+from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.settings import Settings
-from hiddenstate_server.worker import Worker
+from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 
 @pytest.fixture(scope="session")

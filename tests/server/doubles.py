@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hiddenstate_server.host import Host
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.model import ModelInfo, ServedModel, TextInfo
 from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.stepping.model import ModelInfo, ServedModel, TextInfo
 
 VOCABULARY = ("<unk>", "<eos>", *(f"word{i}" for i in range(18)))
 STATE_SIZE = 6

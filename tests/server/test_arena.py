@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.server.doubles import MixingWords
 
-from hiddenstate_server.arena import Arena
-from hiddenstate_server.engine import Engine
+from hiddenstate_server.stepping.arena import Arena
+from hiddenstate_server.stepping.engine import Engine
 
 
 def test_rows_come_back_clean() -> None:

@@ -14,7 +14,7 @@ from tests.server.test_service import alone, assert_same, reason_of
 from tests.server.wire import Replies, Wire, close, fork, opening, peek, rewind, u4, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.repository import LoadedModel
+from hiddenstate_server.versions.repository import LoadedModel
 
 LABELS = {"app": "keyboard", "user": "7"}
 

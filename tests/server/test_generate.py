@@ -27,15 +27,15 @@ from tests.server.wire import (
 
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.generating import UNSENT_BYTES
-from hiddenstate_server.host import Host
+from hiddenstate_server.generation.generating import UNSENT_BYTES
+from hiddenstate_server.generation.sampling import COLDEST, WordSampling, draw_values, draw_word
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.runtimes import ValueOutputs
-from hiddenstate_server.sampling import COLDEST, WordSampling, draw_values, draw_word
+from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.settings import Settings
-from hiddenstate_server.streams import Stream
+from hiddenstate_server.stepping.streams import Stream
+from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0.0},

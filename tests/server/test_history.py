@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hiddenstate_server.history import History
+from hiddenstate_server.stepping.history import History
 
 ROWS, SIZE = 4, 3
 

@@ -11,10 +11,10 @@ from tests.server.conftest import Serve
 from tests.server.doubles import Clock, make_host
 from tests.server.wire import close, opening, words
 
-from hiddenstate_server.host import Host
-from hiddenstate_server.integrity import Inspection
-from hiddenstate_server.model import ServedModel
-from hiddenstate_server.sessions import Ended
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.sessions.integrity import Inspection
+from hiddenstate_server.stepping.directory import Ended
+from hiddenstate_server.stepping.model import ServedModel
 
 
 def failures(host: Host) -> float:

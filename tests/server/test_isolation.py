@@ -19,14 +19,14 @@ from tests.server.doubles import WORDS, Clock, MixingWords
 
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.model import ModelInfo
-from hiddenstate_server.repository import load_models
 from hiddenstate_server.runtimes import Outputs, Runtime, WordRuntime
+from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.settings import Settings
-from hiddenstate_server.streams import Stream
+from hiddenstate_server.stepping.model import ModelInfo
+from hiddenstate_server.stepping.streams import Stream
+from hiddenstate_server.versions.repository import load_models
 
 TOKENS = 12
 CAPACITY = 6

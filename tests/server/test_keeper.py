@@ -19,12 +19,12 @@ from tests.server.doubles import WORDS, MixingWords
 from tests.server.wire import Answer, Wire, close, heartbeat, opening, peek, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
-from hiddenstate_server.keeper import new_ledger
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.repository import LoadedModel
-from hiddenstate_server.worker import STORE_SERVICE
+from hiddenstate_server.process.worker import STORE_SERVICE
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.sessions.keeper import new_ledger
+from hiddenstate_server.versions.repository import LoadedModel
 
 RESUME = pb.OPEN_MODE_RESUME
 

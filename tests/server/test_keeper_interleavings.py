@@ -22,12 +22,12 @@ from tests.server import wire
 from tests.server.doubles import WORDS, Clock, MixingWords
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
-from hiddenstate_server.keeper import Keeper, new_ledger
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.runtimes import Outputs
-from hiddenstate_server.streams import Stream
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.sessions.keeper import Keeper, new_ledger
+from hiddenstate_server.stepping.streams import Stream
 
 TOKENS = 12
 ROWS = 2

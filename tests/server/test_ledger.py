@@ -10,13 +10,13 @@ from tests.server import wire
 from tests.server.doubles import WORDS, Clock, MixingWords
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server import residence
-from hiddenstate_server.host import Host
-from hiddenstate_server.keeper import new_ledger
-from hiddenstate_server.ledger import Chunk, Outcome, Sweep, failed, written
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.residence import Known, NeedsStore
+from hiddenstate_server.sessions import residence
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.sessions.keeper import new_ledger
+from hiddenstate_server.sessions.ledger import Chunk, Outcome, Sweep, failed, written
+from hiddenstate_server.sessions.residence import Known, NeedsStore
 from hiddenstate_server.store import Record
 from hiddenstate_server.store.memory import MemoryStore
 

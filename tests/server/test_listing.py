@@ -15,10 +15,10 @@ from tests.server.test_service import reason_of
 from tests.server.wire import Replies, opening, rewind, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
-from hiddenstate_server.keeper import new_ledger
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.sessions.keeper import new_ledger
 
 
 def seconds(value: float) -> duration_pb2.Duration:

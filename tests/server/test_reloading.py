@@ -21,10 +21,10 @@ from tests.server.wire import close, opening, values, words
 from hiddenstate_models.bundle import Bundle, file_facts
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server import residence
-from hiddenstate_server.repository import load_model
-from hiddenstate_server.sessions import Ended
+from hiddenstate_server.sessions import residence
 from hiddenstate_server.settings import Settings
+from hiddenstate_server.stepping.directory import Ended
+from hiddenstate_server.versions.repository import load_model
 
 
 @pytest.fixture

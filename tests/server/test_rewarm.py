@@ -16,14 +16,14 @@ from tests.server.wire import Replies, Wire, close, fork, generate, opening, pee
 
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.model import ServedModel, TextInfo
-from hiddenstate_server.repository import LoadedModel, load_models
+from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.settings import Settings
-from hiddenstate_server.streams import Stream
-from hiddenstate_server.twins import translation
+from hiddenstate_server.stepping.model import ServedModel, TextInfo
+from hiddenstate_server.stepping.streams import Stream
+from hiddenstate_server.stepping.twins import translation
+from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 
 @pytest.fixture

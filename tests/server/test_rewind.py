@@ -13,9 +13,9 @@ from tests.server.test_service import alone, assert_same
 from tests.server.wire import Replies, Wire, close, opening, peek, rewind, u4, u8, values, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
-from hiddenstate_server.repository import LoadedModel
-from hiddenstate_server.streams import Stream
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.stepping.streams import Stream
+from hiddenstate_server.versions.repository import LoadedModel
 
 
 @pytest.fixture

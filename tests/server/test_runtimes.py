@@ -8,10 +8,10 @@ import pytest
 
 from hiddenstate_models.bundle import Bundle
 from hiddenstate_models.export import random_bundle
-from hiddenstate_server.engine import BATCH_SIZES, calibrated_batch
-from hiddenstate_server.repository import LoadedModel, load_models
 from hiddenstate_server.runtimes import Runtime
 from hiddenstate_server.settings import Settings
+from hiddenstate_server.stepping.engine import BATCH_SIZES, calibrated_batch
+from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 
 def inputs_of(model: LoadedModel, steps: int, rows: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hiddenstate_server.errors import ServerError
-from hiddenstate_server.scheduler import HOLD, OBSERVE, SILENT, Scheduler, runs_of
+from hiddenstate_server.stepping.scheduler import HOLD, OBSERVE, SILENT, Scheduler, runs_of
 
 ROWS = 7
 

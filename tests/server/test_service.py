@@ -19,7 +19,7 @@ from tests.server.wire import close, heartbeat, opening, peek, texts, values, wo
 
 from hiddenstate_models.bundle import Bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.repository import LoadedModel
+from hiddenstate_server.versions.repository import LoadedModel
 
 
 def alone(

@@ -15,12 +15,12 @@ from tests.server.wire import Replies, close, opening, rewarm, rewind, values, w
 
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.repository import LoadedModel
 from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs
-from hiddenstate_server.streams import Stream
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.stepping.streams import Stream
+from hiddenstate_server.versions.repository import LoadedModel
 
 
 def compared(host: Host, name: str, version: str, role: str) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.singles import SingleReplies
+from hiddenstate_server.stepping.singles import SingleReplies
 
 ROWS = 5
 

@@ -23,8 +23,8 @@ from tests.server.wire import Wire, close, export, opening, peek, rewind, u4, va
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.errors import SnapshotInvalid, StartError
-from hiddenstate_server.repository import LoadedModel
-from hiddenstate_server.snapshots import Sealer, Snapshot, snapshot_key
+from hiddenstate_server.sessions.snapshots import Sealer, Snapshot, snapshot_key
+from hiddenstate_server.versions.repository import LoadedModel
 
 KEY = b"k" * 32
 SNAPSHOT = Snapshot("someone", "next-word", "1", "d" * 64, 7, 600.0, '{"app":"ä"}', bytes(range(200)))

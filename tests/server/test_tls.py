@@ -13,9 +13,9 @@ from tests.server.conftest import Serve, Serving
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
+from hiddenstate_server.calls.tls import server_credentials
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.settings import Settings, load
-from hiddenstate_server.tls import server_credentials
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from tests.server import wire
 from tests.server.doubles import VOCABULARY, WORDS, Clock, MixingWords
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server.host import Host
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
-from hiddenstate_server.model import ModelInfo, ServedModel, TextInfo
-from hiddenstate_server.rewarming import Moving
 from hiddenstate_server.runtimes import FloatArray, Outputs
-from hiddenstate_server.streams import Stream
+from hiddenstate_server.sessions.host import Host
+from hiddenstate_server.sessions.rewarming import Moving
+from hiddenstate_server.stepping.model import ModelInfo, ServedModel, TextInfo
+from hiddenstate_server.stepping.streams import Stream
 
 CAPACITY = 5
 DETACH = 10.0

@@ -14,8 +14,8 @@ from tests.server.test_service import alone, assert_same, reason_of
 from tests.server.wire import Answer, Wire, answers, close, fork, opening, peek, rewind, values, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
-from hiddenstate_server import watching
-from hiddenstate_server.repository import LoadedModel
+from hiddenstate_server.stepping import watching
+from hiddenstate_server.versions.repository import LoadedModel
 
 
 class Follower:

@@ -1,0 +1,1 @@
+"""What clients call, who may, and what they are told."""

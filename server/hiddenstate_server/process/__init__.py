@@ -1,0 +1,1 @@
+"""Processes of the server: workers and their supervisor."""

@@ -1,0 +1,1 @@
+"""The life of sessions: opened, kept, moved, copied, ended."""

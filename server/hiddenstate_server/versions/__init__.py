@@ -1,0 +1,1 @@
+"""Versions of models: found in the folder, loaded, taken up and let go of."""
