@@ -20,7 +20,8 @@ from hiddenstate_models.errors import ConfigurationError, DataError, TrainingErr
 from hiddenstate_models.networks.words import NextWordNetwork
 from hiddenstate_models.training import commands
 from hiddenstate_models.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hiddenstate_models.training.loop import Progress, Trainer, Update, clip_gradients, make_optimizer
+from hiddenstate_models.training.clipping import clip_gradients
+from hiddenstate_models.training.loop import Progress, Trainer, Update, make_optimizer
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
 from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
 from hiddenstate_models.training.options import TrainingOptions
@@ -167,6 +168,31 @@ def test_clipping_by_value_and_by_norm() -> None:
     assert clip_gradients(network, replace(OPTIONS, clip_norm=0.0, clip_value=3.5)) == pytest.approx((5.0, 4.6097722))
     assert network.weight.grad.tolist() == [[3.0, 3.5]]
     assert clip_gradients(network, replace(OPTIONS, clip_norm=100.0))[1] == pytest.approx(4.6097722)
+
+
+def test_adaptive_clipping_bounds_each_unit_by_its_own_weights() -> None:
+    """Brock et al. (2021), equation 3: each row's gradient to at most 0.1 of the row's weights; the head left alone."""
+    network = torch.nn.ModuleDict({"cells": torch.nn.Linear(2, 3), "head": torch.nn.Linear(2, 1)})
+    cells, head = network["cells"], network["head"]
+    cells.weight.data = torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0]])
+    cells.bias.data = torch.tensor([0.0, 6.0, 8.0])
+    cells.weight.grad = torch.tensor([[6.0, 8.0], [0.06, 0.08], [3.0, 4.0]])
+    cells.bias.grad = torch.tensor([0.0, 3.0, 4.0])
+    head.weight.grad = torch.tensor([[300.0, 400.0]])
+    before, after = clip_gradients(network, replace(OPTIONS, clip_norm=0.0, clip_adaptive=0.1))
+    torch.testing.assert_close(cells.weight.grad, torch.tensor([[0.3, 0.4], [0.06, 0.08], [0.6e-4, 0.8e-4]]))
+    torch.testing.assert_close(cells.bias.grad, torch.tensor([0.0, 0.6, 0.8]))
+    assert head.weight.grad.tolist() == [[300.0, 400.0]]
+    assert before > after > 500
+
+
+def test_adaptive_clipping_leaves_gradients_of_zero_and_is_followed_by_the_norm() -> None:
+    network = torch.nn.Linear(2, 1, bias=False)
+    network.weight.grad = torch.zeros(1, 2)
+    assert clip_gradients(network, replace(OPTIONS, clip_norm=1.0, clip_adaptive=0.1)) == (0.0, 0.0)
+    network.weight.grad = torch.tensor([[3e3, 4e3]])
+    network.weight.data = torch.tensor([[30.0, 40.0]])
+    assert clip_gradients(network, replace(OPTIONS, clip_norm=1.0, clip_adaptive=0.1)) == pytest.approx((5e3, 1.0))
 
 
 def test_a_loss_that_is_no_number_stops_with_the_checkpoint_kept(documents: list[list[str]]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.errors import TrainingError
 from hiddenstate_models.training.checkpoint import Checkpoint
+from hiddenstate_models.training.clipping import clip_gradients
 from hiddenstate_models.training.options import TrainingOptions
 
 PLATEAU_DECAY = 0.25
@@ -309,16 +310,3 @@ def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.
     if options.optimizer in ("adam", "adamw"):
         arguments["fused"] = True
     return kinds[options.optimizer](network.parameters(), **arguments)
-
-
-def clip_gradients(network: nn.Module, options: TrainingOptions) -> tuple[float, float]:
-    """Clips in place, by value and then by global norm; the global norm before and after."""
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    norm = after_value = torch.nn.utils.get_total_norm(gradients)
-    if options.clip_value:
-        torch.nn.utils.clip_grad_value_(network.parameters(), options.clip_value)
-        after_value = torch.nn.utils.get_total_norm(gradients)
-    if not options.clip_norm:
-        return float(norm), float(after_value)
-    torch.nn.utils.clip_grads_with_norm_(network.parameters(), options.clip_norm, after_value)
-    return float(norm), min(float(after_value), options.clip_norm)

@@ -44,6 +44,11 @@ class TrainingOptions:
     warmup: int = option(200, "Updates over which the learning rate rises linearly.")
     clip_norm: float = option(1.0, "Largest global norm of the gradient (Pascanu et al., 2013); 0: any.")
     clip_value: float = option(0.0, "Largest absolute value of a gradient's element; 0: any.")
+    clip_adaptive: float = option(
+        0.0,
+        "Largest ratio of a unit's gradient to its weights, by norm (adaptive clipping, Brock et al., 2021: 0.01 to "
+        "0.2); 0: any.",
+    )
     patience: int = option(5, "Stop after so many epochs without a better validation loss.")
     seed: int = option(0, "Seed of all randomness.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option(
@@ -60,6 +65,6 @@ class TrainingOptions:
             raise ConfigurationError(f"k2 must be a multiple of k1: {self.k2} is none of {self.k1}")
         if not self.learning_rate > 0:
             raise ConfigurationError(f"learning_rate must be greater than 0, not {self.learning_rate}")
-        for name in ("clip_norm", "clip_value", "weight_decay", "warmup"):
+        for name in ("clip_norm", "clip_value", "clip_adaptive", "weight_decay", "warmup"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, and is {getattr(self, name)}")
