@@ -34,14 +34,15 @@ class Retention:
 
     def add(self, rows: Rows) -> None:
         """Keeps these as well."""
-        if self._size + len(rows.steps) > self._clean_at:
-            self._clean()
-            self._clean_at = max(_SMALLEST, 2 * self._size + len(rows.steps))
         shape = rows.inputs.shape[1:]
         if shape not in self._logs:
             self._logs[shape] = _Log(shape, rows.inputs.dtype)
         self._logs[shape].add(rows)
         self._size += len(rows.steps)
+        # Not before they are in: the marks count them already, and would take older rows of their steps for them.
+        if self._size > self._clean_at:
+            self._clean()
+            self._clean_at = max(_SMALLEST, 2 * self._size)
 
     def has_room(self, count: int) -> bool:
         """Whether `count` more can be kept."""

@@ -206,6 +206,19 @@ def test_retention_keeps_the_newest_row_of_each_step_above_the_mark() -> None:
     assert not retention.has_room(101)
 
 
+def test_what_is_sent_after_a_rewind_takes_the_place_of_what_was_taken_back() -> None:
+    """Also where these rows are the ones that make the retention look for rows that are not needed."""
+    below = np.array([1001])
+    retention = Retention(10_000, lambda: (np.array([0]), below))
+    retention.add(Rows(np.zeros(1000, np.int64), np.arange(1, 1001), np.zeros((1000, 1))))
+    retention.rewrite(0)
+    below[0] = 1031
+    retention.add(Rows(np.zeros(40, np.int64), np.arange(991, 1031), np.ones((40, 1))))
+    (rows,) = retention.rows(np.array([981]), np.array([1030]))
+    assert rows.steps.tolist() == list(range(981, 1031))
+    assert rows.inputs[:, 0].tolist() == [0] * 10 + [1] * 40
+
+
 def test_rows_that_are_not_needed_are_dropped_as_it_goes() -> None:
     mark = np.array([0])
     retention = Retention(10_000, lambda: (mark, np.array([10**9])))
