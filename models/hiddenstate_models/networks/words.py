@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiddenstate_models.cells import CELLS
+from hiddenstate_models.networks.cross_entropy import cross_entropy
 
 IGNORED = -100
 """The target that no loss is counted for: padding after a document's end."""
@@ -68,8 +69,8 @@ class Vocabulary(nn.Module):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [T, B] given outputs [T, B, output], IGNORED ones apart."""
-        logits = self(outputs).flatten(0, 1).float()
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        known = targets != IGNORED
+        return cross_entropy(outputs[known], self.matrix, self.bias, targets[known])
 
 
 class NextWordNetwork(nn.Module):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hiddenstate_models.errors import DataError
+from hiddenstate_models.training.allocator import keep_freed_memory
 from hiddenstate_models.training.checkpoint import load_checkpoint, save_checkpoint
 from hiddenstate_models.training.loop import Task, Trainer
 from hiddenstate_models.training.options import TrainingOptions
@@ -91,6 +92,7 @@ def train(
     max_updates: int | None = None,
 ) -> bool:
     """Trains in `folder` until done, or until a signal asks to stop: then it saves and returns False."""
+    keep_freed_memory()
     leads = fabric.global_rank == 0
     screen = ConsoleWatcher(
         console,
