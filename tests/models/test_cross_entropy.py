@@ -18,10 +18,16 @@ def plain(outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Ten
     return F.cross_entropy(F.linear(outputs, weight, bias).double(), targets, reduction="sum")
 
 
-def made_up(dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+def made_up(dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """Outputs, weight and bias; targets."""
     torch.manual_seed(0)
-    inputs = [torch.randn(size, dtype=dtype).requires_grad_() for size in ((TOKENS, UNITS), (WORDS, UNITS), (WORDS,))]
+    inputs = (
+        torch.randn(TOKENS, UNITS, dtype=dtype),
+        torch.randn(WORDS, UNITS, dtype=dtype),
+        torch.randn(WORDS).to(dtype),
+    )
+    for one in inputs:
+        one.requires_grad_()
     return inputs, torch.randint(WORDS, (TOKENS,))
 
 
