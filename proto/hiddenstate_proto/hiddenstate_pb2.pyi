@@ -127,6 +127,14 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """The next word of a text."""
     TASK_NEXT_VALUE: _Task.ValueType  # 2
     """The next value of a series."""
+    TASK_CLASSIFICATION: _Task.ValueType  # 3
+    """The label of a whole text, as far as it has been read."""
+    TASK_TAGGING: _Task.ValueType  # 4
+    """A label for every word."""
+    TASK_MUSIC: _Task.ValueType  # 5
+    """The notes of the next frame of a piece."""
+    TASK_FORECASTING: _Task.ValueType  # 6
+    """The next values of a series, several steps ahead."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """What a model predicts."""
@@ -137,6 +145,14 @@ TASK_NEXT_WORD: Task.ValueType  # 1
 """The next word of a text."""
 TASK_NEXT_VALUE: Task.ValueType  # 2
 """The next value of a series."""
+TASK_CLASSIFICATION: Task.ValueType  # 3
+"""The label of a whole text, as far as it has been read."""
+TASK_TAGGING: Task.ValueType  # 4
+"""A label for every word."""
+TASK_MUSIC: Task.ValueType  # 5
+"""The notes of the next frame of a piece."""
+TASK_FORECASTING: Task.ValueType  # 6
+"""The next values of a series, several steps ahead."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _Place:
@@ -829,8 +845,8 @@ Global___Opened: _TypeAlias = Opened  # noqa: Y015
 
 @_typing.final
 class Predictions(_message.Message):
-    """Predictions of what comes next, as columns. Word models fill the token columns, value models the
-    distribution columns.
+    """Predictions, as columns. Word models fill the token columns, value models the distribution columns, models of
+    labels or notes the column of probabilities.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -845,6 +861,7 @@ class Predictions(_message.Message):
     SCALES_FIELD_NUMBER: _builtins.int
     DEGREES_OF_FREEDOM_FIELD_NUMBER: _builtins.int
     DURABLE_STEPS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     handles: _builtins.bytes
     """uint32 [n]."""
     steps: _builtins.bytes
@@ -858,13 +875,15 @@ class Predictions(_message.Message):
     top_probabilities: _builtins.bytes
     """float32 [n, k]: their probabilities over the full vocabulary."""
     locations: _builtins.bytes
-    """float64 [n, targets]: location of the next value's distribution, in the client's units."""
+    """float64 [n, horizon, targets]: location of each coming value's distribution, in the client's units."""
     scales: _builtins.bytes
-    """float64 [n, targets]: its scale, in the client's units."""
+    """float64 [n, horizon, targets]: its scale, in the client's units."""
     degrees_of_freedom: _builtins.bytes
-    """float32 [n, targets]: its degrees of freedom (Student's t); infinite for a Gaussian."""
+    """float32 [n, horizon, targets]: its degrees of freedom (Student's t); infinite for a Gaussian."""
     durable_steps: _builtins.bytes
     """uint64 [n]: up to which step each session is safe in the store; empty where nothing ever is."""
+    probabilities: _builtins.bytes
+    """float32 [n, labels]: of each label, 1 in all; or float32 [n, notes]: that each note sounds in the next frame."""
     @_builtins.property
     def top_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """n * k words, only where words were sent or asked for."""
@@ -882,10 +901,11 @@ class Predictions(_message.Message):
         scales: _builtins.bytes = ...,
         degrees_of_freedom: _builtins.bytes = ...,
         durable_steps: _builtins.bytes = ...,
+        probabilities: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degrees_of_freedom", b"degrees_of_freedom", "durable_steps", b"durable_steps", "handles", b"handles", "locations", b"locations", "scales", b"scales", "steps", b"steps", "surprises", b"surprises", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "top_words", b"top_words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degrees_of_freedom", b"degrees_of_freedom", "durable_steps", b"durable_steps", "handles", b"handles", "locations", b"locations", "probabilities", b"probabilities", "scales", b"scales", "steps", b"steps", "surprises", b"surprises", "top_probabilities", b"top_probabilities", "top_tokens", b"top_tokens", "top_words", b"top_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1054,6 +1074,8 @@ class Model(_message.Message):
     RUNTIME_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     version: _builtins.str
@@ -1078,6 +1100,14 @@ class Model(_message.Message):
     def values(self) -> Global___Values:
         """Set for value models."""
 
+    @_builtins.property
+    def labels(self) -> Global___Labels:
+        """Set for models of labels, beside `text`."""
+
+    @_builtins.property
+    def notes(self) -> Global___Notes:
+        """Set for models of notes."""
+
     def __init__(
         self,
         *,
@@ -1091,10 +1121,12 @@ class Model(_message.Message):
         runtime: _builtins.str = ...,
         text: Global___Text | None = ...,
         values: Global___Values | None = ...,
+        labels: Global___Labels | None = ...,
+        notes: Global___Notes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "values", b"values"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "notes", b"notes", "text", b"text", "values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "live_sessions", b"live_sessions", "name", b"name", "parameters", b"parameters", "runtime", b"runtime", "state_bytes", b"state_bytes", "task", b"task", "text", b"text", "values", b"values", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "labels", b"labels", "live_sessions", b"live_sessions", "name", b"name", "notes", b"notes", "parameters", b"parameters", "runtime", b"runtime", "state_bytes", b"state_bytes", "task", b"task", "text", b"text", "values", b"values", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1152,6 +1184,9 @@ class Values(_message.Message):
 
     COLUMNS_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    HORIZON_FIELD_NUMBER: _builtins.int
+    horizon: _builtins.int
+    """How many steps ahead it predicts: 1, more where it forecasts."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the input columns."""
@@ -1165,14 +1200,71 @@ class Values(_message.Message):
         *,
         columns: _abc.Iterable[_builtins.str] | None = ...,
         targets: _abc.Iterable[_builtins.int] | None = ...,
+        horizon: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "horizon", b"horizon", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Values: _TypeAlias = Values  # noqa: Y015
+
+@_typing.final
+class Labels(_message.Message):
+    """What a model of labels says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    LOOK_AHEAD_FIELD_NUMBER: _builtins.int
+    look_ahead: _builtins.int
+    """Tagging: a word's label comes with the answer to the observation so many steps after it."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The labels, in the order of their probabilities."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        look_ahead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["look_ahead", b"look_ahead", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Labels: _TypeAlias = Labels  # noqa: Y015
+
+@_typing.final
+class Notes(_message.Message):
+    """Which notes a model of music reads and predicts: an observation is a frame of values, 1 for each note that
+    sounds and 0 for each that does not.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWEST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    lowest: _builtins.int
+    """MIDI number of the first note."""
+    count: _builtins.int
+    """How many notes follow each other, semitone by semitone."""
+    def __init__(
+        self,
+        *,
+        lowest: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "lowest", b"lowest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notes: _TypeAlias = Notes  # noqa: Y015
 
 @_typing.final
 class Session(_message.Message):
