@@ -1,0 +1,80 @@
+"""The music network: frames of a piano roll -> stack of cells -> the probability of every note in the next frame."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiddenstate_models.cells import CELLS
+
+IGNORED = -1
+"""What a target holds where no loss is counted: padding after a piece's end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusicConfig:
+    """A network that reads frames of `notes` keys, the first of MIDI number `lowest`, and predicts the next one."""
+
+    cell: Literal["lstm", "gru"] = "lstm"
+    hidden_sizes: tuple[int, ...] = (256,)
+    projection: int | None = None
+    dropout: float = 0.0
+    lowest: int = 21
+    notes: int = 88
+
+    task: Literal["music"] = "music"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self) | {"hidden_sizes": list(self.hidden_sizes)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "hidden_sizes": tuple(fields["hidden_sizes"])})
+
+
+class MusicNetwork(nn.Module):
+    """Stack and head; given the frames before, notes are independent of each other. `forward` and `step` agree.
+
+    A piece begins with a silent frame, from which its first one is predicted.
+    """
+
+    def __init__(self, config: MusicConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cells = CELLS[config.cell](
+            config.notes, config.hidden_sizes, projection=config.projection, dropout=config.dropout
+        )
+        self.head = nn.Linear(self.cells.output_size, config.notes)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in a session's recurrent state."""
+        return self.cells.state_size
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros [batch, state_size]."""
+        return self.cells.initial_state(batch)
+
+    def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """frames [T, B, notes] of 0 and 1, state [B, state_size] -> logits [T, B, notes], state after the last."""
+        outputs, state = self.cells(frames.to(state.dtype), state)
+        return self.head(F.dropout(outputs, self.config.dropout, self.training)), state
+
+    def step(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """frames [B, notes], state [B, state_size] -> logits [B, notes], state."""
+        output, state = self.cells.step(frames.to(state.dtype), state)
+        return self.head(output), state
+
+
+def frame_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p [...] in nats of whole frames: targets [..., notes] under logits [..., notes], summed over the notes.
+
+    0 where targets are IGNORED.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits.dtype), reduction="none")
+    total: Tensor = losses.masked_fill(targets == IGNORED, 0).sum(-1)
+    return total
