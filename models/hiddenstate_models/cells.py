@@ -3,12 +3,23 @@
 A stack's state is one flat row per session, laid out layer by layer: `h | c` for an LSTM, `h` for a GRU.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class LayerSteps(NamedTuple):
+    """What went through one layer, step by step, as parts of autograd's graph."""
+
+    layer: nn.Module
+    inputs: Tensor
+    """[T, B, input]"""
+    rows: list[Tensor]
+    """T + 1 of [B, row]: the state before the first step and after each."""
 
 
 class RecurrentStack(nn.Module):
@@ -42,6 +53,7 @@ class RecurrentStack(nn.Module):
         self.layers = nn.ModuleList(map(self._layer, input_sizes, hidden_sizes))
         self.row_sizes = [self._row_size(size) for size in hidden_sizes]
         self.state_size = sum(self.row_sizes)
+        self._recorded: list[LayerSteps] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -66,7 +78,8 @@ class RecurrentStack(nn.Module):
         for depth, (layer, row) in enumerate(zip(self.layers, torch.split(state, self.row_sizes, dim=1), strict=True)):
             if depth:
                 sequence = F.dropout(sequence, self.dropout, self.training)
-            sequence, row = self._sequence(layer, sequence, row)
+            advance = self._sequence if self._recorded is None else self._step_by_step
+            sequence, row = advance(layer, sequence, row)
             rows.append(row)
         return sequence, torch.cat(rows, dim=1)
 
@@ -77,6 +90,34 @@ class RecurrentStack(nn.Module):
             x, row = self._step(layer, x, row)
             rows.append(row)
         return x, torch.cat(rows, dim=1)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[LayerSteps]]:
+        """Within it `forward` goes step by step, and adds each layer's steps to the list.
+
+        A layer's outputs are then read out of its states, so that a loss's gradient by a state is all of the error
+        that arrives there: from the outputs and from the steps after it.
+        """
+        steps: list[LayerSteps] = []
+        self._recorded = steps
+        try:
+            yield steps
+        finally:
+            self._recorded = None
+
+    def layer_step(self, layer: nn.Module, x: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """One of the stack's layers: x [B, input], row [B, row] -> output [B, output], row, which begins with it."""
+        return self._step(layer, x, row)
+
+    def _step_by_step(self, layer: nn.Module, sequence: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        rows, outputs = [row], []
+        for x in sequence:
+            output, row = self._step(layer, x, row)
+            rows.append(row)
+            outputs.append(row[:, : output.shape[1]])
+        assert self._recorded is not None
+        self._recorded.append(LayerSteps(layer, sequence, rows))
+        return torch.stack(outputs), row
 
     def _layer(self, input_size: int, hidden_size: int) -> nn.Module:
         raise NotImplementedError

@@ -71,7 +71,17 @@ def test_ten_updates_equal_five_and_five_after_a_resume(
     documents: list[list[str]], tmp_path: Path, optimizer: Any, k2: int, output: Any
 ) -> None:
     options = replace(OPTIONS, optimizer=optimizer, k2=k2)
-    words = replace(WORDS, output=output, samples=6)
+    resumes_to_the_bit(documents, tmp_path, options, replace(WORDS, output=output, samples=6))
+
+
+@pytest.mark.parametrize("remedy", [{"gradient_regulariser": 0.5, "k2": 6}, {"clip_adaptive": 0.1, "clip_value": 0.1}])
+def test_remedies_resume_to_the_bit(documents: list[list[str]], tmp_path: Path, remedy: dict[str, Any]) -> None:
+    resumes_to_the_bit(documents, tmp_path, replace(OPTIONS, **remedy), WORDS)
+
+
+def resumes_to_the_bit(
+    documents: list[list[str]], tmp_path: Path, options: TrainingOptions, words: NextWordOptions
+) -> None:
     straight = fit(trainer(documents, options, words), max_updates=10)
     save_checkpoint(tmp_path / "checkpoint", fit(trainer(documents, options, words), max_updates=5))
     second = trainer(documents, options, words)
@@ -291,12 +301,13 @@ def test_interrupting_saves_and_resuming_finishes(documents: list[list[str]], tm
     assert load_checkpoint(out / "checkpoint").progress["update"] > stopped
 
 
-def test_two_processes_learn_what_one_does(documents: list[list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("remedy", [[], ["--gradient-regulariser", "0.5"]])
+def test_two_processes_learn_what_one_does(documents: list[list[str]], tmp_path: Path, remedy: list[str]) -> None:
     corpus = write_corpus(tmp_path, documents)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for launcher, name in (([sys.executable], "one"), (torchrun, "two")):
-        flags = command(corpus, tmp_path / name, "--optimizer", "sgd", "--learning-rate", "0.5")
+        flags = command(corpus, tmp_path / name, "--optimizer", "sgd", "--learning-rate", "0.5", *remedy)
         subprocess.run([*launcher, *flags], check=True, capture_output=True, timeout=240, env=environment)
     one, two = (load_weights(tmp_path / name) for name in ("one", "two"))
     for name, weight in one.items():

@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
@@ -22,6 +23,7 @@ from hiddenstate_models.errors import TrainingError
 from hiddenstate_models.training.checkpoint import Checkpoint
 from hiddenstate_models.training.clipping import clip_gradients
 from hiddenstate_models.training.options import TrainingOptions
+from hiddenstate_models.training.regulariser import gradient_norm_penalty, recording
 
 PLATEAU_DECAY = 0.25
 
@@ -108,25 +110,28 @@ class Watcher(Protocol):
 class WindowLoss(nn.Module):
     """A window's forward pass as one module, so that data parallelism and mixed precision wrap all of it."""
 
-    def __init__(self, network: nn.Module, task: Task) -> None:
+    def __init__(self, network: nn.Module, task: Task, *, regularised: bool) -> None:
         super().__init__()
         self.network = network
         self._task = task
+        self._regularised = regularised
 
     def forward(
         self, window: Sequence[tuple[Tensor, Tensor]], targets: Tensor, state: Tensor, epoch: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Chunks' (inputs, starts) in order, targets of the last one, state before the first.
 
-        Returns the last chunk's summed loss and the state after the first chunk.
+        Returns the last chunk's summed loss, the state after the first chunk, and the regulariser if asked for.
         """
         after_first: Tensor | None = None
-        for inputs, starts in window:
-            state = state.masked_fill(starts.unsqueeze(1), 0)
-            outputs, state = self.network(inputs, state)
-            after_first = state if after_first is None else after_first
+        with recording(self.network) if self._regularised else nullcontext() as recorded:
+            for inputs, starts in window:
+                state = state.masked_fill(starts.unsqueeze(1), 0)
+                outputs, state = self.network(inputs, state)
+                after_first = state if after_first is None else after_first
         assert after_first is not None
-        return self._task.loss(self.network, outputs, targets, epoch), after_first.detach()
+        loss = self._task.loss(self.network, outputs, targets, epoch)
+        return loss, after_first.detach(), None if recorded is None else gradient_norm_penalty(loss, recorded)
 
 
 class Trainer:
@@ -150,7 +155,9 @@ class Trainer:
         self._watchers = watchers
         self._network = network
         optimizer = make_optimizer(network, options)
-        self._learner, self._optimizer = fabric.setup(WindowLoss(network, task), optimizer)
+        self._learner, self._optimizer = fabric.setup(
+            WindowLoss(network, task, regularised=options.gradient_regulariser > 0), optimizer
+        )
         self._local_lanes = options.lanes // fabric.world_size
         self._state = self._fresh_state()
         self._updates = options.epochs * task.lanes.chunks_per_epoch(0)
@@ -235,14 +242,14 @@ class Trainer:
             group["lr"] = rate
         count = self._task.count(window[-1])
         parts = [(self._local(chunk.inputs), self._local(chunk.starts, axis=0)) for chunk in window]
-        total, after_first = self._learner(parts, self._local(window[-1].targets), self._state, progress.epoch)
+        total, after_first, penalty = self._learner(parts, self._local(window[-1].targets), self._state, progress.epoch)
         # Data parallelism averages gradients over processes; the loss is a mean over all lanes' targets.
         loss = total * (self._fabric.world_size / max(count, 1))
         self._optimizer.zero_grad(set_to_none=True)
-        self._fabric.backward(loss)
+        self._fabric.backward(loss if penalty is None else loss + options.gradient_regulariser * penalty)
         norm, clipped = clip_gradients(self._network, options)
-        said = torch.tensor([loss.detach(), *wishes], device=self._fabric.device)
-        mean, *shares = cast(Tensor, self._fabric.all_reduce(said, reduce_op="mean")).tolist()
+        said = torch.tensor([loss.detach(), 0.0 if penalty is None else penalty.detach(), *wishes], device=loss.device)
+        mean, omega, *shares = cast(Tensor, self._fabric.all_reduce(said, reduce_op="mean")).tolist()
         if not math.isfinite(mean) or not math.isfinite(norm):
             raise TrainingError(
                 f"the loss or its gradient is no finite number at update {progress.update} (epoch {progress.epoch}): "
@@ -257,7 +264,8 @@ class Trainer:
         progress.epoch_loss += mean * count
         progress.epoch_count += count
         progress.seconds += time.monotonic() - started
-        update = Update(progress.update, progress.epoch, mean, self._task.details(mean), count, norm, clipped, rate)
+        details = self._task.details(mean) | ({} if penalty is None else {"penalty": omega})
+        update = Update(progress.update, progress.epoch, mean, details, count, norm, clipped, rate)
         for watcher in self._watchers:
             watcher.updated(update, progress)
         return [share > 0 for share in shares]

@@ -49,6 +49,11 @@ class TrainingOptions:
         "Largest ratio of a unit's gradient to its weights, by norm (adaptive clipping, Brock et al., 2021: 0.01 to "
         "0.2); 0: any.",
     )
+    gradient_regulariser: float = option(
+        0.0,
+        "Weight of a penalty on steps that shorten or lengthen the error going back through them (Pascanu et al., "
+        "2013); an update takes two to three times as long; 0: none.",
+    )
     patience: int = option(5, "Stop after so many epochs without a better validation loss.")
     seed: int = option(0, "Seed of all randomness.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option(
@@ -65,6 +70,6 @@ class TrainingOptions:
             raise ConfigurationError(f"k2 must be a multiple of k1: {self.k2} is none of {self.k1}")
         if not self.learning_rate > 0:
             raise ConfigurationError(f"learning_rate must be greater than 0, not {self.learning_rate}")
-        for name in ("clip_norm", "clip_value", "clip_adaptive", "weight_decay", "warmup"):
+        for name in ("clip_norm", "clip_value", "clip_adaptive", "gradient_regulariser", "weight_decay", "warmup"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, and is {getattr(self, name)}")

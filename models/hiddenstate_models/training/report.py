@@ -97,6 +97,7 @@ class TensorBoardWatcher:
             ("gradient/norm", update.gradient_norm),
             ("gradient/clipped_norm", update.clipped_norm),
             ("training/learning_rate", update.learning_rate),
+            *((f"training/{name}", value) for name, value in update.details.items()),
         ):
             self._writer.add_scalar(name, value, update.number)
 
