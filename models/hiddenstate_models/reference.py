@@ -14,6 +14,7 @@ from hiddenstate_models.networks.distributions import (
     negative_log_likelihood,
     read_head,
 )
+from hiddenstate_models.networks.music import MusicConfig, MusicNetwork, frame_losses
 from hiddenstate_models.networks.scaling import STATE_ROWS
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
@@ -121,13 +122,46 @@ class ReferenceValueStep(nn.Module):
         return torch.where(observed.any(dim=1), total, torch.nan).to(memory.dtype)
 
 
-def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> ReferenceWordStep | ReferenceValueStep:
+class NoteStep(NamedTuple):
+    """One step of n sessions of a music model."""
+
+    surprises: Tensor
+    """[n]: -log p of the frames under the predictions before them, summed over the notes, in nats."""
+    probabilities: Tensor
+    """[n, notes]: that each note sounds in the next frame."""
+    next_states: Tensor
+    """[n, state_size]."""
+
+
+class ReferenceNoteStep(nn.Module):
+    """Steps rows of a music model; a row ends with the logits of the next frame."""
+
+    def __init__(self, network: MusicNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.sizes = [network.state_size, network.config.notes]
+
+    def forward(self, frames: Tensor, states: Tensor) -> NoteStep:
+        """frames float64 [n, notes] of 0 and 1, states [n, state_size] -> predictions of the frames after them."""
+        state, predicted = states.split(self.sizes, dim=1)
+        surprises = frame_losses(predicted, frames)
+        logits, state = self.network.step(frames, state)
+        return NoteStep(surprises, logits.sigmoid(), torch.cat((state, logits), dim=1))
+
+
+ReferenceStep = ReferenceWordStep | ReferenceValueStep | ReferenceNoteStep
+
+
+def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> ReferenceStep:
     """The served step of a bundle, without gradients and ready to move to a device."""
-    step: ReferenceWordStep | ReferenceValueStep
+    step: ReferenceStep
+    fields = bundle.config.network
     if bundle.config.task == "next-word":
-        step = ReferenceWordStep(NextWordNetwork(NextWordConfig.from_dict(bundle.config.network)))
+        step = ReferenceWordStep(NextWordNetwork(NextWordConfig.from_dict(fields)))
+    elif bundle.config.task == "music":
+        step = ReferenceNoteStep(MusicNetwork(MusicConfig.from_dict(fields)))
     else:
-        step = ReferenceValueStep(NextValueNetwork(NextValueConfig.from_dict(bundle.config.network)))
+        step = ReferenceValueStep(NextValueNetwork(NextValueConfig.from_dict(fields)))
     step.network.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
     return step.to(dtype).eval().requires_grad_(False)
 

@@ -131,3 +131,31 @@ def test_value_step_agrees_with_float64(tmp_path: Path, network: dict[str, Any],
         np.testing.assert_allclose(freedom, expected.degrees_of_freedom, rtol=1e-5)
         np.testing.assert_allclose(states[:, : bundle.network.state_size],
                                    exact[:, : bundle.network.state_size], rtol=1e-5, atol=1e-5)  # fmt: skip
+
+
+NOTE_NETWORKS: dict[str, dict[str, Any]] = {
+    "gru-1": {},
+    "lstm-2": {"cell": "lstm", "hidden_sizes": [9, 7]},
+    "lstm-projected-octave": {"cell": "lstm", "projection": 5, "lowest": 60, "notes": 12},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("network", NOTE_NETWORKS.values(), ids=NOTE_NETWORKS.keys())
+def test_note_step_agrees_with_float64(tmp_path: Path, network: dict[str, Any], dtype: str) -> None:
+    bundle = random_bundle(tmp_path, "music", dtype=dtype, **network)
+    step, reference = session(bundle), reference_step(bundle, dtype=torch.float64)
+    rng = np.random.default_rng(5)
+    n, notes = 6, network.get("notes", 88)
+    states = np.zeros((n, bundle.config.state_size), np.float32)
+    exact = torch.zeros(n, bundle.config.state_size, dtype=torch.float64)
+    before = np.full((n, notes), 0.5)
+    for frames in (rng.random((15, n, notes)) < 0.1).astype(np.float64):
+        surprises, probabilities, states = step.run(None, {"values": frames, "states": states})
+        expected = reference(torch.from_numpy(frames), exact)
+        exact = expected.next_states
+        np.testing.assert_allclose(surprises, expected.surprises, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(surprises, -np.log(np.abs(1 - frames - before)).sum(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(states, exact, rtol=1e-5, atol=1e-5)
+        before = probabilities

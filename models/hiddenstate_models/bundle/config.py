@@ -50,7 +50,7 @@ class BundleConfig(_Frozen):
     format: Literal[1]
     name: Name
     version: PositiveInt
-    task: Literal["next-word", "next-value"]
+    task: Literal["next-word", "next-value", "music"]
     network: dict[str, Any]
     state_size: PositiveInt
     parameters: PositiveInt

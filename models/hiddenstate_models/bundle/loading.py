@@ -22,7 +22,7 @@ from hiddenstate_models.bundle.config import (
     FileFacts,
 )
 from hiddenstate_models.bundle.onnx_files import external_files
-from hiddenstate_models.bundle.shapes import ValueNetwork, WordNetwork, network_shapes
+from hiddenstate_models.bundle.shapes import Network, ValueNetwork, WordNetwork, network_shapes
 from hiddenstate_models.bundle.weights import StoredTensor, read_header
 from hiddenstate_models.errors import BundleCorruptError, BundleFormatError
 
@@ -55,7 +55,7 @@ class Bundle:
         return bundle
 
     @cached_property
-    def network(self) -> WordNetwork | ValueNetwork:
+    def network(self) -> Network:
         """The shapes of the network."""
         try:
             return network_shapes(self.config.network)
@@ -64,7 +64,7 @@ class Bundle:
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
-        """Words by id; empty for value models."""
+        """Words by id; empty where the model reads none."""
         if self.config.text is None:
             return ()
         path = self.folder / TOKENIZER_FILE
@@ -121,7 +121,7 @@ class Bundle:
             )
         if isinstance(network, WordNetwork):
             self._check_text(network)
-        else:
+        elif isinstance(network, ValueNetwork):
             self._check_values(network)
 
     def _check_text(self, network: WordNetwork) -> None:

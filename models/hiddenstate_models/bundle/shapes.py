@@ -105,7 +105,28 @@ class ValueNetwork(CellShapes):
         return shapes | {"head.weight": (outputs, self.output_size), "head.bias": (outputs,)}
 
 
-def network_shapes(network: Mapping[str, Any]) -> WordNetwork | ValueNetwork:
+class NoteNetwork(CellShapes):
+    """Shapes of a music network."""
+
+    task: Literal["music"]
+    lowest: Annotated[int, Field(ge=0, le=127)]
+    notes: Annotated[int, Field(ge=1, le=128)]
+
+    @property
+    def served_state_size(self) -> int:
+        """Floats in a session's row: the recurrent state and the logits of the next frame."""
+        return self.state_size + self.notes
+
+    def tensors(self) -> dict[str, Shape]:
+        """Names and shapes of every weight."""
+        shapes = self.cell_tensors(self.notes)
+        return shapes | {"head.weight": (self.notes, self.output_size), "head.bias": (self.notes,)}
+
+
+Network = WordNetwork | ValueNetwork | NoteNetwork
+
+
+def network_shapes(network: Mapping[str, Any]) -> Network:
     """The shapes a network's configuration fixes.
 
     Raises:
@@ -117,6 +138,4 @@ def network_shapes(network: Mapping[str, Any]) -> WordNetwork | ValueNetwork:
         raise BundleCorruptError(f"network: {first_complaint(error)}") from error
 
 
-_NETWORK: TypeAdapter[WordNetwork | ValueNetwork] = TypeAdapter(
-    Annotated[WordNetwork | ValueNetwork, Field(discriminator="task")]
-)
+_NETWORK: TypeAdapter[Network] = TypeAdapter(Annotated[Network, Field(discriminator="task")])

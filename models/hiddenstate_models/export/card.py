@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hiddenstate_models.bundle import ValueNetwork, WordNetwork
+from hiddenstate_models.bundle import Network, NoteNetwork, WordNetwork
 
 _TASKS = {
     "next-word": (
@@ -14,6 +14,10 @@ _TASKS = {
         "Reads a series value by value and predicts the next one as a distribution, in the series' own unit: "
         "a location, a scale, and how surprising each value was, in nats. Values are scaled per session while "
         "they arrive, so a series needs no preparation; missing values (NaN) are allowed."
+    ),
+    "music": (
+        "Reads a piece frame by frame, which notes sound and which do not, and predicts the next frame: the "
+        "probability of every note, and how surprising each frame was, in nats, summed over the notes."
     ),
 }
 _LIMITS = {
@@ -27,10 +31,15 @@ _LIMITS = {
         "so early predictions are wide. The interval is calibrated over many series, not for each one, and a "
         "surprise says that a value is unusual, not that something is broken."
     ),
+    "music": (
+        "Notes of a frame are independent of each other given what came before, so a chord that it writes may have "
+        "a note too many or too few. A note that sounds on and one that is struck again look alike. It knows the "
+        "kind of music that it learnt from, and no other."
+    ),
 }
 
 
-def card(config: Mapping[str, Any], network: WordNetwork | ValueNetwork) -> str:
+def card(config: Mapping[str, Any], network: Network) -> str:
     """card.md for the fields of config.json."""
     task = config["task"]
     sections = [
@@ -52,7 +61,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _network(config: Mapping[str, Any], network: WordNetwork | ValueNetwork) -> str:
+def _network(config: Mapping[str, Any], network: Network) -> str:
     sizes = " and ".join(map(str, network.hidden_sizes))
     facts = [f"{network.cell.upper()} with {sizes} units", f"{config['parameters']:,} parameters"]
     if network.projection:
@@ -60,6 +69,8 @@ def _network(config: Mapping[str, Any], network: WordNetwork | ValueNetwork) -> 
     if isinstance(network, WordNetwork):
         facts.append(f"{network.vocabulary_size:,} words")
         facts.append("output layer tied to the embedding" if network.tied else "output layer of its own")
+    elif isinstance(network, NoteNetwork):
+        facts.append(f"{network.notes} notes from MIDI number {network.lowest} on")
     else:
         names = {"student-t": "Student's t", "gaussian": "a Gaussian"}
         facts.append(f"{network.columns} input column(s), {len(network.targets)} predicted")

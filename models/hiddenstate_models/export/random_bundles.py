@@ -10,7 +10,7 @@ from hiddenstate_models.bundle import Bundle, TextSettings, ValueSettings, netwo
 from hiddenstate_models.data.text import END, UNKNOWN, WORD_PATTERN
 from hiddenstate_models.export.writing import BundleContents, write_bundle
 
-Task = Literal["next-word", "next-value"]
+Task = Literal["next-word", "next-value", "music"]
 
 
 def random_bundle(
@@ -57,10 +57,20 @@ _TINY: dict[Task, dict[str, Any]] = {
         "targets": [0],
         "distribution": "student-t",
     },
+    "music": {
+        "cell": "gru",
+        "hidden_sizes": [8],
+        "projection": None,
+        "dropout": 0.0,
+        "lowest": 21,
+        "notes": 88,
+    },
 }
 
 
 def _settings(network: dict[str, Any]) -> dict[str, Any]:
+    if network["task"] == "music":
+        return {}
     if network["task"] == "next-value":
         columns = tuple(f"column-{i}" for i in range(network["columns"]))
         return {"values": ValueSettings(columns=columns, targets=tuple(network["targets"]))}

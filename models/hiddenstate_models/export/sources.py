@@ -98,6 +98,8 @@ def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
         },
         learning_curve=_existing(folder / CURVE_FILE),
     )
+    if record["task"] == "music":
+        return contents, None
     if record["task"] == "next-value":
         columns = tuple(data.get("columns") or _column_names(network["columns"]))
         return replace(contents, values=ValueSettings(columns=columns, targets=tuple(network["targets"]))), None

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from hiddenstate_models.bundle import StoredTensor, ValueNetwork, WordNetwork
+from hiddenstate_models.bundle import Network, NoteNetwork, StoredTensor, WordNetwork
 from hiddenstate_models.export.graph import GraphBuilder
+from hiddenstate_models.export.music import note_step
 from hiddenstate_models.export.products import Float32Products, Limits, Products
 from hiddenstate_models.export.values import value_step
 from hiddenstate_models.export.words import word_step
@@ -16,7 +17,7 @@ _UNLIMITED = Limits()
 
 def step_model(
     tensors: Mapping[str, StoredTensor],
-    network: WordNetwork | ValueNetwork,
+    network: Network,
     products: Products = _FLOAT32,
     limits: Limits = _UNLIMITED,
 ) -> ModelProto:
@@ -24,4 +25,6 @@ def step_model(
     graph = GraphBuilder(tensors)
     if isinstance(network, WordNetwork):
         return word_step(graph, network, products, limits)
+    if isinstance(network, NoteNetwork):
+        return note_step(graph, network, products)
     return value_step(graph, network, products)

@@ -58,10 +58,10 @@ def write_bundle(
 
     Raises:
         BundleError: this version exists already, the contents do not fit each other, or int8 is asked of a
-            value model, whose products are too small to gain from it.
+            model of values or notes, whose products are too small to gain from it.
     """
     if int8 and contents.text is None:
-        raise BundleError("int8 is for next-word models; value models are so small that it makes them no faster")
+        raise BundleError("int8 is for next-word models; others are so small that it makes them no faster")
     folder = models / contents.name / str(contents.version)
     if folder.exists():
         raise BundleError(f"{folder} exists; choose another version, or remove it first")
