@@ -21,6 +21,7 @@ from hiddenstate_models.bundle.config import (
     WEIGHTS_FILE,
     BundleConfig,
     FileFacts,
+    Task,
     TextSettings,
     ValueSettings,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "NoteNetwork",
     "Shape",
     "StoredTensor",
+    "Task",
     "TextSettings",
     "ValueNetwork",
     "ValueSettings",

@@ -13,6 +13,7 @@ INT8_STEP_FILE = "step.int8.onnx"
 CARD_FILE = "card.md"
 CURVE_FILE = "learning-curve.png"
 
+Task = Literal["next-word", "next-value", "music"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -50,7 +51,7 @@ class BundleConfig(_Frozen):
     format: Literal[1]
     name: Name
     version: PositiveInt
-    task: Literal["next-word", "next-value", "music"]
+    task: Task
     network: dict[str, Any]
     state_size: PositiveInt
     parameters: PositiveInt

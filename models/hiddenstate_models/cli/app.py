@@ -10,6 +10,7 @@ from rich.console import Console
 from hiddenstate_models.cli.bundles import export, inspect
 from hiddenstate_models.cli.options import with_options
 from hiddenstate_models.errors import ModelError
+from hiddenstate_models.training.music import MusicOptions
 from hiddenstate_models.training.next_value import NextValueOptions
 from hiddenstate_models.training.next_word import NextWordOptions
 from hiddenstate_models.training.options import TrainingOptions
@@ -75,6 +76,32 @@ def train_next_value(
     commands.train_next_value(data, valid, out, resume, values, training)
 
 
+@train_app.command("music")
+@with_options(music=MusicOptions, training=TrainingOptions)
+def train_music(
+    *,
+    data: Annotated[
+        list[str],
+        typer.Option(help="MIDI files or piano rolls (.mat with traindata and validdata) to learn from; repeatable."),
+    ] = [],  # noqa: B006
+    valid: Annotated[
+        list[str],
+        typer.Option(help="Files to validate on; without it, the validdata of .mat files, of others every 20th piece."),
+    ] = [],  # noqa: B006
+    out: Out = Path("runs/music"),
+    resume: Resume = False,
+    music: MusicOptions,
+    training: TrainingOptions,
+) -> None:
+    """Train a music model on piano rolls or MIDI files.
+
+    Example: hiddenstate-models train music --data 'tunes/*.mid' --transpose 5 --out runs/tunes
+    """
+    from hiddenstate_models.training import commands
+
+    commands.train_music(data, valid, out, resume, music, training)
+
+
 @app.command()
 def evaluate(
     source: Annotated[Path, typer.Argument(help="Folder of a training run (its best weights), or a bundle.")],
@@ -89,6 +116,7 @@ def evaluate(
     """Print a model's scores beside its baselines.
 
     Next word: an interpolated Kneser-Ney 5-gram over the same vocabulary. Next value: persistence and seasonal naive.
+    Music: how often each note sounds, and sounds on.
     A run's scores are kept in it for the card of its bundle.
 
     Example: hiddenstate-models evaluate runs/books --data tests/book.txt

@@ -13,13 +13,17 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from hiddenstate_models.baselines.kneser_ney import KneserNey
+from hiddenstate_models.baselines.notes import NoteBaseline
 from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Bundle
 from hiddenstate_models.data import text
+from hiddenstate_models.data.music import read_pieces
 from hiddenstate_models.data.series import Layout, read_series
 from hiddenstate_models.errors import DataError
+from hiddenstate_models.evaluation import music
 from hiddenstate_models.evaluation.values import averages, value_scores
 from hiddenstate_models.evaluation.words import baseline_scores, network_scores
 from hiddenstate_models.export.sources import BEST_WEIGHTS_FILE, RUN_FILE, SCORES_FILE
+from hiddenstate_models.networks.music import MusicConfig, MusicNetwork
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.next_value import names
@@ -51,6 +55,8 @@ def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *,
     with console.status("evaluating ..."):
         if task == "next-word":
             scores = _evaluate_words(source, record, text.expand(data), baseline_data)
+        elif task == "music":
+            scores = _evaluate_music(source, record, text.expand(data), baseline_data)
         else:
             scores = _evaluate_values(source, record, text.expand(data))
     if record is not None:
@@ -75,16 +81,43 @@ def _evaluate_words(
     if baseline_data:
         training = text.encode(tokenizer, text.read_documents(text.expand(baseline_data), ends))
         baseline = KneserNey.fit(training, tokenizer.get_vocab_size())
-    splits = {path.name: [path] for path in files}
-    if len(files) > 1:
-        splits["all together"] = list(files)
     scores: Scores = {}
-    for split, paths in splits.items():
+    for split, paths in _splits(files).items():
         corpus = text.encode(tokenizer, text.read_documents(paths, ends))
         scores[split] = {"model": network_scores(network, corpus)}
         if baseline is not None:
             scores[split]["Kneser-Ney 5-gram"] = baseline_scores(baseline, corpus)
     return scores
+
+
+def _evaluate_music(
+    source: Path, record: RunRecord | None, files: Sequence[Path], baseline_data: Sequence[str]
+) -> Scores:
+    frames_per_beat = record.data["options"]["frames_per_beat"] if record else 2
+    fields = record.network if record else Bundle.load(source).config.network
+    network = MusicNetwork(MusicConfig.from_dict(fields))
+    network.load_state_dict(_weights(source))
+    baselines: dict[str, NoteBaseline] = {}
+    if baseline_data:
+        training = read_pieces(text.expand(baseline_data), "train", frames_per_beat=frames_per_beat)
+        baselines = {
+            "note frequencies": NoteBaseline.frequencies(training),
+            "last frame again": NoteBaseline.repetition(training),
+        }
+    scores: Scores = {}
+    for split, paths in _splits(files).items():
+        pieces = read_pieces(paths, "valid", frames_per_beat=frames_per_beat)
+        scores[split] = {"model": music.network_scores(network, pieces)}
+        scores[split] |= {name: music.baseline_scores(baseline, pieces) for name, baseline in baselines.items()}
+    return scores
+
+
+def _splits(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Every file by itself, and all together where there are several."""
+    splits = {path.name: [path] for path in files}
+    if len(files) > 1:
+        splits["all together"] = list(files)
+    return splits
 
 
 def _evaluate_values(source: Path, record: RunRecord | None, files: Sequence[Path]) -> Scores:

@@ -20,9 +20,9 @@ LOSS, ACCURACY = "nats a frame", "note accuracy"
 def network_scores(network: MusicNetwork, pieces: Sequence[Piece]) -> Metrics:
     """Negative log-likelihood a frame, summed over the notes, and accuracy.
 
-    Every frame counts but a piece's first, as in Bai et al. (2018), whatever piece it is of; the state is carried
-    through each piece from a fresh one. The accuracy is that of Bay et al. (2009), notes found as a share of those found, missed
-    and made up, where the notes of a probability above a half are found.
+    Every frame counts but a piece's first, as in Bai et al. (2018), long pieces for more than short ones; the state is
+    carried through each piece from a fresh one. The accuracy is that of Bay et al. (2009): notes found as a share of
+    those found, missed and made up, where the notes of a probability above a half are found.
     """
     network.eval()
     return _scores(

@@ -1,16 +1,14 @@
 """Bundles with random weights: the real thing in every way but what they predict. For tests and benchmarks."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from hiddenstate_models.bundle import Bundle, TextSettings, ValueSettings, network_shapes
+from hiddenstate_models.bundle import Bundle, Task, TextSettings, ValueSettings, network_shapes
 from hiddenstate_models.data.text import END, UNKNOWN, WORD_PATTERN
 from hiddenstate_models.export.writing import BundleContents, write_bundle
-
-Task = Literal["next-word", "next-value", "music"]
 
 
 def random_bundle(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +50,11 @@ class MusicNetwork(nn.Module):
             config.notes, config.hidden_sizes, projection=config.projection, dropout=config.dropout
         )
         self.head = nn.Linear(self.cells.output_size, config.notes)
+
+    @torch.no_grad()
+    def expect(self, frequencies: Tensor) -> None:
+        """Begins with the output layer's bias at how often each note sounds, [notes] above 0 and below 1."""
+        self.head.bias.copy_(frequencies.logit())
 
     @property
     def state_size(self) -> int:

@@ -11,13 +11,17 @@ from rich.console import Console
 from tokenizers import Tokenizer
 from torch import nn
 
+from hiddenstate_models.baselines.notes import NoteBaseline
 from hiddenstate_models.data import text
+from hiddenstate_models.data.music import Piece, has_parts, read_pieces
 from hiddenstate_models.data.series import Series, read_series
 from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.networks.music import MusicNetwork
 from hiddenstate_models.networks.values import NextValueNetwork
 from hiddenstate_models.networks.words import NextWordNetwork
 from hiddenstate_models.training import run
 from hiddenstate_models.training.loop import Task
+from hiddenstate_models.training.music import MusicOptions, MusicTask
 from hiddenstate_models.training.next_value import NextValueOptions, NextValueTask, names
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
 from hiddenstate_models.training.options import TrainingOptions
@@ -104,6 +108,38 @@ def train_next_value(
     return _fit(folder, network, task, options, fabric, facts, resume=resume, unit="values", max_updates=max_updates)
 
 
+def train_music(
+    data: list[str],
+    valid: list[str],
+    folder: Path,
+    resume: bool,
+    music: MusicOptions,
+    options: TrainingOptions,
+    *,
+    max_updates: int | None = None,
+) -> bool:
+    """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from."""
+    data, valid, music, options = _told("music", folder, resume, data, valid, music, options)
+    fabric = run.make_fabric(options)
+    if not valid and all(has_parts(path) for path in text.expand(data)):
+        valid = data
+    training, validation = _pieces(data, valid, music.frames_per_beat)
+    config = music.network()
+    if fabric.global_rank == 0 and not resume:
+        read = {"training": data, "validation": valid, "options": asdict(music)}
+        run.RunRecord("music", config.to_dict(), asdict(options), read, run.command_line()).save(folder)
+    torch.manual_seed(options.seed)
+    network = MusicNetwork(config)
+    network.expect(torch.from_numpy(NoteBaseline.frequencies(training).probabilities[0]))
+    task = MusicTask(training, validation, options, music)
+    facts = {
+        "pieces": len(training),
+        "frames an epoch": task.lanes.steps_per_epoch,
+        "validation pieces": len(validation),
+    }
+    return _fit(folder, network, task, options, fabric, facts, resume=resume, unit="frames", max_updates=max_updates)
+
+
 def _fit(
     folder: Path,
     network: nn.Module,
@@ -139,7 +175,7 @@ def _fit(
     return finished
 
 
-Settings = TypeVar("Settings", NextWordOptions, NextValueOptions)
+Settings = TypeVar("Settings", NextWordOptions, NextValueOptions, MusicOptions)
 
 
 def _told(
@@ -185,6 +221,18 @@ def _series(data: list[str], valid: list[str], values: NextValueOptions) -> tupl
         [replace(one, values=one.values[:end]) for one, end in zip(training, ends, strict=True)],
         [replace(one, values=one.values[end:]) for one, end in zip(training, ends, strict=True)],
     )
+
+
+def _pieces(data: list[str], valid: list[str], frames_per_beat: int) -> tuple[list[Piece], list[Piece]]:
+    """Pieces to learn from and to validate on: the parts of the files, files of their own, or every twentieth piece."""
+    held_out = [path for path in text.expand(valid) if not has_parts(path)]
+    paths = [path for path in text.expand(data) if path not in held_out]
+    pieces = read_pieces(paths, "train", frames_per_beat=frames_per_beat)
+    if valid:
+        return pieces, read_pieces(text.expand(valid), "valid", frames_per_beat=frames_per_beat)
+    if len(pieces) < _HELD_OUT:
+        raise DataError(f"{len(pieces)} pieces are too few to hold some out: name validation files with --valid")
+    return [piece for i, piece in enumerate(pieces) if (i + 1) % _HELD_OUT], pieces[_HELD_OUT - 1 :: _HELD_OUT]
 
 
 def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:

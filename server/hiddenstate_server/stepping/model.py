@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hiddenstate_models.bundle import Task
 from hiddenstate_models.limits import LARGEST_VALUE
 from hiddenstate_server import errors
 from hiddenstate_server.runtimes import DoubleArray, InputArray, Outputs, RowArray, Runtime, each_column, places_of
@@ -90,7 +91,7 @@ class ModelInfo:
 
     name: str
     version: str
-    task: Literal["next-word", "next-value"]
+    task: Task
     description: str
     parameters: int
     state_size: int
