@@ -16,8 +16,9 @@ from hiddenstate_models.data.music import NOTES, Piece
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation.music import ACCURACY, LOSS, baseline_scores
 from hiddenstate_models.training import commands
-from hiddenstate_models.training.music import MusicOptions
+from hiddenstate_models.training.music import MUSIC, MusicOptions
 from hiddenstate_models.training.options import TrainingOptions
+from hiddenstate_models.training.recipe import Told
 
 
 def scale(length: int, lowest: int) -> list[list[int]]:
@@ -59,10 +60,10 @@ def test_a_resumed_run_learns_what_an_uninterrupted_one_does(tmp_path: Path) -> 
         score.dump_midi(tmp_path / f"{i:02}.mid")
     options = TrainingOptions(epochs=2, lanes=4, k1=8, k2=8)
     music = MusicOptions(hidden="8", transpose=1)
-    data = [str(tmp_path / "*.mid")]
-    assert commands.train_music(data, [], tmp_path / "whole", False, music, options)
-    assert not commands.train_music(data, [], tmp_path / "parts", False, music, options, max_updates=7)
-    assert commands.train_music([], [], tmp_path / "parts", True, music, options)
+    told = Told([str(tmp_path / "*.mid")], [], music, options)
+    assert commands.train(MUSIC, told, tmp_path / "whole")
+    assert not commands.train(MUSIC, told, tmp_path / "parts", max_updates=7)
+    assert commands.resume(MUSIC, tmp_path / "parts")
     weights = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
 
@@ -72,10 +73,9 @@ def test_says_when_there_are_too_few_pieces_to_hold_some_out(tmp_path: Path) -> 
     track.notes.append(Note(0, 4, 60, 90))
     score.tracks.append(track)
     score.dump_midi(tmp_path / "only.mid")
+    told = Told([str(tmp_path / "only.mid")], [], MusicOptions(), TrainingOptions())
     with pytest.raises(DataError, match="1 pieces are too few to hold some out"):
-        commands.train_music(
-            [str(tmp_path / "only.mid")], [], tmp_path / "run", False, MusicOptions(), TrainingOptions()
-        )
+        commands.train(MUSIC, told, tmp_path / "run")
 
 
 def test_baselines_count_as_by_hand() -> None:

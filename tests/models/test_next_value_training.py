@@ -17,8 +17,16 @@ from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 from hiddenstate_models.training import commands
 from hiddenstate_models.training.augmentation import LONGEST, altered_copies
 from hiddenstate_models.training.checkpoint import load_checkpoint
-from hiddenstate_models.training.next_value import NextValueOptions, NextValueTask, cut, scaled_targets, validate
+from hiddenstate_models.training.next_value import (
+    NEXT_VALUE,
+    NextValueOptions,
+    NextValueTask,
+    cut,
+    scaled_targets,
+    validate,
+)
 from hiddenstate_models.training.options import TrainingOptions
+from hiddenstate_models.training.recipe import Told
 from hiddenstate_models.training.run import load_weights
 
 Floats = npt.NDArray[np.float64]
@@ -47,8 +55,10 @@ def folder(tmp_path: Path) -> Path:
 
 def train(folder: Path, out: str, *, resume: bool = False, max_updates: int | None = None, augment: int = 0) -> bool:
     values = NextValueOptions(hidden="8", session=200, dropout=0.1, augment=augment)
-    files = [str(folder / "*.csv")], [str(folder / "d.csv")]
-    return commands.train_next_value(*files, folder / out, resume, values, OPTIONS, max_updates=max_updates)
+    if resume:
+        return commands.resume(NEXT_VALUE, folder / out, max_updates=max_updates)
+    told = Told([str(folder / "*.csv")], [str(folder / "d.csv")], values, OPTIONS)
+    return commands.train(NEXT_VALUE, told, folder / out, max_updates=max_updates)
 
 
 def test_learns_a_cycle_it_can_apply_to_another_sensor(folder: Path) -> None:
@@ -76,14 +86,14 @@ def test_resumes_to_the_bit(folder: Path) -> None:
 
 def test_the_files_to_validate_on_are_not_learnt_from(folder: Path) -> None:
     with pytest.raises(DataError, match="every file to learn from is also one to validate on"):
-        commands.train_next_value(
-            [str(folder / "a.csv")], [str(folder / "*.csv")], folder / "run", False, VALUES, OPTIONS
+        commands.train(
+            NEXT_VALUE, Told([str(folder / "a.csv")], [str(folder / "*.csv")], VALUES, OPTIONS), folder / "run"
         )
 
 
 def test_without_validation_files_the_ends_are_held_out(folder: Path) -> None:
     data = [str(folder / "a.csv"), str(folder / "b.csv")]
-    assert commands.train_next_value(data, [], folder / "run", False, VALUES, OPTIONS)
+    assert commands.train(NEXT_VALUE, Told(data, [], VALUES, OPTIONS), folder / "run")
     assert (
         load_weights(folder / "run").keys()
         == dict(NextValueNetwork(VALUES.network(["value"])).named_parameters()).keys()
@@ -95,7 +105,7 @@ def test_joint_columns_and_chosen_targets(tmp_path: Path) -> None:
     (tmp_path / "pair.csv").write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in both))
     values = NextValueOptions(layout="joint", targets="y", hidden="4", distribution="gaussian")
     options = TrainingOptions(epochs=1, lanes=2, k1=16, k2=32, accelerator="cpu")
-    assert commands.train_next_value([str(tmp_path / "pair.csv")], [], tmp_path / "run", False, values, options)
+    assert commands.train(NEXT_VALUE, Told([str(tmp_path / "pair.csv")], [], values, options), tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["data"]["columns"] == ["x", "y"]
     assert record["network"]["targets"] == [1]
@@ -120,7 +130,7 @@ def test_refuses_settings(fields: dict[str, int], message: str) -> None:
 def test_values_are_not_rounded_by_mixed_precision(tmp_path: Path) -> None:
     options = TrainingOptions(precision="bf16-mixed")
     with pytest.raises(ConfigurationError, match="needs --precision 32-true"):
-        commands.train_next_value([str(tmp_path / "a.csv")], [], tmp_path / "run", False, VALUES, options)
+        commands.train(NEXT_VALUE, Told([str(tmp_path / "a.csv")], [], VALUES, options), tmp_path / "run")
 
 
 def test_missing_values_are_read_but_not_scored() -> None:

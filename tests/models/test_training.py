@@ -22,7 +22,7 @@ from hiddenstate_models.training import commands
 from hiddenstate_models.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hiddenstate_models.training.clipping import clip_gradients
 from hiddenstate_models.training.loop import Progress, Trainer, Update, make_optimizer
-from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
+from hiddenstate_models.training.next_word import NEXT_WORD, NextWordOptions, NextWordTask
 from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.run import load_weights
@@ -297,7 +297,7 @@ def test_interrupting_saves_and_resuming_finishes(documents: list[list[str]], tm
     record = json.loads((out / "run.json").read_text())
     record["training"]["epochs"] = load_checkpoint(out / "checkpoint").progress["epoch"] + 1
     (out / "run.json").write_text(json.dumps(record))
-    assert commands.train_next_word([], [], out, True, WORDS, OPTIONS)
+    assert commands.resume(NEXT_WORD, out)
     assert load_checkpoint(out / "checkpoint").progress["update"] > stopped
 
 

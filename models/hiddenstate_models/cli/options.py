@@ -15,7 +15,11 @@ def with_options(**groups: type) -> Callable[[Callable[..., None]], Callable[...
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command).parameters
         hints = get_type_hints(command, include_extras=True)
-        parameters = [p.replace(annotation=hints[name]) for name, p in own.items() if name not in groups]
+        parameters = [
+            p.replace(annotation=hints[name])
+            for name, p in own.items()
+            if name not in groups and p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         owners: dict[str, str] = {}
         for group, kind in groups.items():
             kinds = get_type_hints(kind)

@@ -2,18 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hiddenstate_models.baselines.notes import NoteBaseline
+from hiddenstate_models.data import text
 from hiddenstate_models.data.lanes import Chunk, Lanes
-from hiddenstate_models.data.music import Piece, transposed
-from hiddenstate_models.errors import ConfigurationError
+from hiddenstate_models.data.music import Piece, has_parts, read_pieces, transposed
+from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.networks.music import IGNORED, MusicConfig, MusicNetwork, frame_losses
 from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
+_HELD_OUT = 20
+"""Without validation files every so-many-th piece is held out."""
 _EVALUATION_LANES = 64
 _EVALUATION_STEPS = 64
 
@@ -102,3 +108,47 @@ def mean_loss(network: MusicNetwork, pieces: Sequence[Piece]) -> float:
         total += float(frame_losses(logits, targets).sum())
         count += int((targets[..., 0] != IGNORED).sum())
     return total / count
+
+
+def _prepare(told: Told[MusicOptions], _resumed: Path | None) -> Prepared:
+    music, valid = told.settings, told.valid
+    if not valid and all(has_parts(path) for path in text.expand(told.data)):
+        valid = told.data
+    training, validation = _pieces(told.data, valid, music.frames_per_beat)
+    config = music.network()
+    network = MusicNetwork(config)
+    network.expect(torch.from_numpy(NoteBaseline.frequencies(training).probabilities[0]))
+    task = MusicTask(training, validation, told.training, music)
+    facts = {
+        "pieces": len(training),
+        "frames an epoch": task.lanes.steps_per_epoch,
+        "validation pieces": len(validation),
+    }
+    return Prepared(network, config.to_dict(), task, facts, read={"validation": valid})
+
+
+def _pieces(data: list[str], valid: list[str], frames_per_beat: int) -> tuple[list[Piece], list[Piece]]:
+    """Pieces to learn from and to validate on: the parts of the files, files of their own, or every twentieth piece."""
+    held_out = [path for path in text.expand(valid) if not has_parts(path)]
+    paths = [path for path in text.expand(data) if path not in held_out]
+    pieces = read_pieces(paths, "train", frames_per_beat=frames_per_beat)
+    if valid:
+        return pieces, read_pieces(text.expand(valid), "valid", frames_per_beat=frames_per_beat)
+    if len(pieces) < _HELD_OUT:
+        raise DataError(f"{len(pieces)} pieces are too few to hold some out: name validation files with --valid")
+    return [piece for i, piece in enumerate(pieces) if (i + 1) % _HELD_OUT], pieces[_HELD_OUT - 1 :: _HELD_OUT]
+
+
+MUSIC = Recipe(
+    task="music",
+    settings=MusicOptions,
+    group="music",
+    unit="frames",
+    prepare=_prepare,
+    help="""Train a music model on piano rolls or MIDI files.
+
+    Example: hiddenstate-models train music --data 'tunes/*.mid' --transpose 5 --out runs/tunes
+    """,
+    reads="MIDI files or piano rolls (.mat with traindata and validdata) to learn from; repeatable.",
+    holds_out="Files to validate on; without it, the validdata of .mat files, of others every 20th piece.",
+)

@@ -1,7 +1,8 @@
 """Learning to predict the next value."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -9,17 +10,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hiddenstate_models.data import text
 from hiddenstate_models.data.lanes import Chunk, Lanes
+from hiddenstate_models.data.series import Series, read_series
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.networks.distributions import Prediction, central_probability, negative_log_likelihood
 from hiddenstate_models.networks.scaling import LARGEST_RATIO
 from hiddenstate_models.networks.values import Forecast, NextValueConfig, NextValueNetwork
 from hiddenstate_models.training.augmentation import SHORTEST, altered_copies
 from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
 Floats = npt.NDArray[np.float64]
 
 COVERAGE = 0.9
+_LAST_PART = 10
+"""Without validation files the last such part of every series is held out."""
 _EVALUATION_STEPS = 128
 _WATCHED_STEPS = 8
 
@@ -165,3 +171,54 @@ def validate(network: NextValueNetwork, series: Sequence[Floats], *, lanes: int 
         sums += torch.stack([part.double().sum().cpu() for part in parts])
     loss, held_sum, error, step, count = sums.tolist()
     return {"loss": loss / count, "coverage": held_sum / count, "relative_error": error / step}
+
+
+def _prepare(told: Told[NextValueOptions], _resumed: Path | None) -> Prepared:
+    values = told.settings
+    if told.training.precision != "32-true":
+        raise ConfigurationError(
+            "next-value needs --precision 32-true: mixed precision would round the values it reads"
+        )
+    training, validation = _series(told.data, told.valid, values)
+    # Series of one value each are of many kinds and share no name.
+    columns = training[0].columns if values.layout == "joint" else ("value",)
+    config = values.network(columns)
+    task = NextValueTask([s.values for s in training], [s.values for s in validation], config, told.training, values)
+    facts = {
+        "series": len(training),
+        "values an epoch": task.lanes.steps_per_epoch * len(config.targets),
+        "validation series": len(validation),
+    }
+    return Prepared(NextValueNetwork(config), config.to_dict(), task, facts, read={"columns": list(columns)})
+
+
+def _series(data: list[str], valid: list[str], values: NextValueOptions) -> tuple[list[Series], list[Series]]:
+    """Series to learn from and to validate on: files of their own, or the last tenth of every series."""
+    held_out = text.expand(valid)
+    paths = [path for path in text.expand(data) if path not in held_out]
+    if not paths:
+        raise DataError("every file to learn from is also one to validate on")
+    columns = names(values.columns)
+    training = read_series(paths, columns=columns, layout=values.layout)
+    if held_out:
+        return training, read_series(held_out, columns=columns, layout=values.layout)
+    ends = [len(one.values) - len(one.values) // _LAST_PART for one in training]
+    return (
+        [replace(one, values=one.values[:end]) for one, end in zip(training, ends, strict=True)],
+        [replace(one, values=one.values[end:]) for one, end in zip(training, ends, strict=True)],
+    )
+
+
+NEXT_VALUE = Recipe(
+    task="next-value",
+    settings=NextValueOptions,
+    group="values",
+    unit="values",
+    prepare=_prepare,
+    help="""Train a next-value model on series.
+
+    Example: hiddenstate-models train next-value --data 'sensors/*.csv' --valid sensors/roof.csv --out runs/sensors
+    """,
+    reads="CSV, Parquet or text files or globs to learn from; repeatable.",
+    holds_out="Files to validate on, never learnt from; without it, the end of every series.",
+)

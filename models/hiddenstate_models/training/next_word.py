@@ -3,19 +3,26 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from hiddenstate_models.data import text
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.text import Corpus
-from hiddenstate_models.errors import ConfigurationError
+from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.networks.words import IGNORED, NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
 from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
+_HELD_OUT = 20
+"""Without validation files every so-many-th document is held out."""
+_TOKENIZER_FILE = "tokenizer.json"
 _EVALUATION_LANES = 64
 _EVALUATION_STEPS = 35
 
@@ -126,3 +133,53 @@ def mean_loss(network: NextWordNetwork, corpus: Corpus) -> float:
         total += float(network.head.loss(outputs, targets))
         count += int((targets != IGNORED).sum())
     return total / count
+
+
+def _prepare(told: Told[NextWordOptions], resumed: Path | None) -> Prepared:
+    words = told.settings
+    training, validation = _documents(told.data, told.valid, words.documents)
+    if resumed is not None:
+        tokenizer = Tokenizer.from_file(str(resumed / _TOKENIZER_FILE))
+    else:
+        tokenizer = text.train_tokenizer(training, words.vocabulary, lowercase=words.lowercase)
+    size = tokenizer.get_vocab_size()
+    config = words.network(size)
+    corpus, held_out = text.encode(tokenizer, training), text.encode(tokenizer, validation)
+    task = NextWordTask(corpus, held_out, size, told.training, words)
+    unknown = float((corpus.tokens == tokenizer.token_to_id(text.UNKNOWN)).mean())
+    facts = {
+        "documents": len(corpus.starts),
+        "tokens an epoch": task.lanes.steps_per_epoch,
+        "validation tokens": len(held_out.tokens),
+        "vocabulary": f"{size:,} words, {unknown:.2%} of the text unknown",
+    }
+    files = {_TOKENIZER_FILE: tokenizer.to_str(pretty=True)}
+    return Prepared(NextWordNetwork(config), config.to_dict(), task, facts, files=files)
+
+
+def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:
+    """Documents to learn from and to validate on: files of their own, or every twentieth document."""
+    documents = list(text.read_documents(text.expand(data), ends))
+    if valid:
+        return documents, list(text.read_documents(text.expand(valid), ends))
+    if len(documents) < _HELD_OUT:
+        raise DataError(
+            f"{len(documents)} documents are too few to hold some out: name validation text with --valid, "
+            "or say where documents end with --documents"
+        )
+    return [d for i, d in enumerate(documents) if (i + 1) % _HELD_OUT], documents[_HELD_OUT - 1 :: _HELD_OUT]
+
+
+NEXT_WORD = Recipe(
+    task="next-word",
+    settings=NextWordOptions,
+    group="words",
+    unit="tokens",
+    prepare=_prepare,
+    help="""Train a next-word model on text.
+
+    Example: hiddenstate-models train next-word --data 'books/*.txt' --out runs/books --output sampled
+    """,
+    reads="Text files or globs to learn from; repeatable.",
+    holds_out="Text to validate on; without it, every twentieth document.",
+)

@@ -1,5 +1,6 @@
 """A training run as a folder: what it was told, its checkpoints, its best weights, its reports.
 
+config.toml            all that the run was told: `train TASK --config` repeats it
 run.json               task, network, options, data, the command line
 checkpoint/            to resume from
 best.safetensors       weights with the best validation loss
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.training.allocator import keep_freed_memory
 from hiddenstate_models.training.checkpoint import load_checkpoint, save_checkpoint
-from hiddenstate_models.training.loop import Task, Trainer
+from hiddenstate_models.training.loop import Task, Trainer, Watcher
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.report import ConsoleWatcher, CurveWatcher, TensorBoardWatcher
 
@@ -90,6 +91,7 @@ def train(
     resume: bool,
     unit: str,
     max_updates: int | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> bool:
     """Trains in `folder` until done, or until a signal asks to stop: then it saves and returns False."""
     keep_freed_memory()
@@ -101,7 +103,7 @@ def train(
         unit=unit,
     )
     files = (TensorBoardWatcher(folder), CurveWatcher(folder / "learning-curve.png")) if leads else ()
-    trainer = Trainer(network, task, options, fabric=fabric, watchers=(screen, *files))
+    trainer = Trainer(network, task, options, fabric=fabric, watchers=(screen, *files, *watchers))
     if resume:
         trainer.restore(load_checkpoint(folder / "checkpoint"))
     with screen, _stop_signals() as stopped:
