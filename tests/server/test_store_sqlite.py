@@ -206,6 +206,14 @@ def test_a_full_disk(small_disk: Path) -> None:
     store.close()
 
 
+def test_what_is_written_again_and_again_does_not_fill_a_small_disk(small_disk: Path) -> None:
+    store = open_store(f"sqlite:///{small_disk}/sessions.db")
+    everything = [each._replace(body=os.urandom(4_000)) for each in sessions(100)]
+    for step in range(60):  # 24 MB in all
+        assert store.write([each._replace(step=step) for each in everything]) == []
+    store.close()
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ _CHECKPOINT = 8_192
 """Pages of the log that are written back to the file at once: what many batches touched is then written once."""
 _LOG_LIMIT = 2**26
 """Bytes the log's file keeps after that."""
+_SCARCE = 2 * _LOG_LIMIT
+"""With less room on the disk the log is written back at once: one that fills the disk could never be, since the file
+needs room to take it."""
 _SLICE, _PATIENCE = 5_000, 0.2
 """Sessions that one transaction ends or forgets, and seconds after which the rest is left to the next call."""
 
@@ -73,10 +77,14 @@ class SQLiteStore:
     def write(self, records: Sequence[Record]) -> list[str]:
         with self._connection() as connection:
             if len(records) <= _ROWS:
-                return _write(connection, records)
-            with _transaction(connection):
-                batches = (records[start : start + _ROWS] for start in range(0, len(records), _ROWS))
-                return [key for batch in batches for key in _write(connection, batch)]
+                refused = _write(connection, records)
+            else:
+                with _transaction(connection):
+                    batches = (records[start : start + _ROWS] for start in range(0, len(records), _ROWS))
+                    refused = [key for batch in batches for key in _write(connection, batch)]
+            if shutil.disk_usage(self._path).free < _SCARCE:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return refused
 
     def claim(self, keys: Sequence[str], owner: str) -> dict[str, Record]:
         with self._connection() as connection, _transaction(connection):
