@@ -30,6 +30,7 @@ from bench.load import SERVICE, Usage
 from bench.processes import BenchError, Started, free_port, started
 from bench.report import table
 from hiddenstate_proto import hiddenstate_pb2 as pb
+from hiddenstate_server.runtimes import ValueOutputs
 from hiddenstate_server.settings import load
 from hiddenstate_server.versions.repository import LoadedModel, load_models
 
@@ -61,7 +62,8 @@ def expected(model: LoadedModel, sessions: Rows, steps: Rows) -> Floats:
     for step in range(1, int(steps.max()) + 1):
         outputs, states = model.runtime.step(values(sessions, step)[:, None], states)
         last = steps == step
-        found[last] = np.hstack([outputs[1], outputs[2]])[last]
+        assert isinstance(outputs, ValueOutputs)
+        found[last] = np.hstack([outputs.locations, outputs.scales])[last]
     return found
 
 

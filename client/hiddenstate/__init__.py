@@ -38,9 +38,12 @@ from hiddenstate.errors import (
 from hiddenstate.fleet import AsyncFleet
 from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
+    FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
     GeneratedWord,
+    NotePrediction,
+    NotePredictions,
     Prediction,
     ValuePrediction,
     ValuePredictions,
@@ -63,6 +66,7 @@ __all__ = [
     "ClientClosed",
     "DeadlineExceeded",
     "Fleet",
+    "FleetNotePredictions",
     "FleetPredictions",
     "FleetWordPredictions",
     "GeneratedWord",
@@ -71,6 +75,8 @@ __all__ = [
     "InvalidInput",
     "Model",
     "ModelNotFound",
+    "NotePrediction",
+    "NotePredictions",
     "Place",
     "Prediction",
     "Reloaded",

@@ -10,14 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiddenstate.background import Runner
-from hiddenstate.codec import Floats, Ids, Row, Tokens, Value, Values, Wanted
+from hiddenstate.codec import Floats, Ids, Notes, Row, Tokens, Value, Values, Wanted
 from hiddenstate.descriptions import Model
 from hiddenstate.fleet import AsyncFleet
 from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
+    FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
+    NotePrediction,
+    NotePredictions,
     Prediction,
+    Predictions,
     ValuePrediction,
     ValuePredictions,
     WordPrediction,
@@ -76,11 +80,14 @@ class Session:
     def observe(self, x: str, *, timeout: float | None = None) -> WordPrediction: ...
     @overload
     def observe(self, x: Value | Row, *, timeout: float | None = None) -> ValuePrediction: ...
-    def observe(self, x: str | Value | Row, *, timeout: float | None = None) -> Prediction:
+    @overload
+    def observe(self, x: Notes, *, timeout: float | None = None) -> NotePrediction: ...
+    def observe(self, x: str | Value | Row | Notes, *, timeout: float | None = None) -> Prediction:
         """Feeds one observation and predicts what comes next.
 
-        A word or a text (the prediction is then the one after its last word), a number (None: missing), or a row
-        or mapping of the model's columns. Raises InvalidInput and everything that can happen to a session.
+        A word or a text (the prediction is then the one after its last word), a number (None: missing), a row
+        or mapping of the model's columns, or the MIDI numbers of the notes that sound. Raises InvalidInput and
+        everything that can happen to a session.
         """
         return self._run(cast(Coroutine[Any, Any, Prediction], self._session.observe(x, timeout=timeout)))
 
@@ -88,13 +95,15 @@ class Session:
     def observe_many(self, xs: str | Sequence[str], *, timeout: float | None = None) -> WordPredictions: ...
     @overload
     def observe_many(self, xs: Values, *, timeout: float | None = None) -> ValuePredictions: ...
-    def observe_many(self, xs: Any, *, timeout: float | None = None) -> WordPredictions | ValuePredictions:
+    @overload
+    def observe_many(self, xs: Sequence[Notes], *, timeout: float | None = None) -> NotePredictions: ...
+    def observe_many(self, xs: Any, *, timeout: float | None = None) -> Predictions:
         """Feeds observations in order; returns one prediction after each, as columns.
 
-        The words of a text, a sequence of words (each looked up whole), a column of numbers, or a table
-        [n, columns]. `timeout` counts for every 4096 of them.
+        The words of a text, a sequence of words (each looked up whole), a column of numbers, a table
+        [n, columns], or frames of notes. `timeout` counts for every 4096 of them.
         """
-        work: Coroutine[Any, Any, WordPredictions | ValuePredictions]
+        work: Coroutine[Any, Any, Predictions]
         work = self._session.observe_many(xs, timeout=timeout)
         return self._run(work)
 
@@ -184,7 +193,8 @@ class Session:
         the `top_k` most probable and from those that together have the probability `top_p`, until a word of `stop`.
         Values: each a float (several targets: an array [targets]), sampled at `temperature` times the scale; with
         `paths` an array [paths], with `quantiles` of that many paths (256) an array [quantiles] (or with targets as
-        second axis). The same `seed` gives the same. `timeout` is the longest wait for a step.
+        second axis). Notes: each a frame, a frozenset of MIDI numbers, sampled at `temperature`. The same `seed` gives
+        the same. `timeout` is the longest wait for a step.
 
         The session stays where it is. With `commit` what is taken from the iterator is observed too: before anything
         else that is asked of the session, and at the iterator's end. Raises ResourceExhausted, and AnswersLost where
@@ -235,16 +245,19 @@ class Fleet:
     def observe(
         self, ids: Ids, values: Floats | Sequence[Value] | Sequence[Row], *, timeout: float | None = None
     ) -> FleetPredictions: ...
+    @overload
+    def observe(self, ids: Ids, values: Sequence[Notes], *, timeout: float | None = None) -> FleetNotePredictions: ...
     def observe(
         self, ids: Ids, values: Any, *, timeout: float | None = None
-    ) -> FleetPredictions | FleetWordPredictions:
+    ) -> FleetPredictions | FleetWordPredictions | FleetNotePredictions:
         """Feeds observation `values[i]` to session `ids[i]`; an id may stand in several rows, in order.
 
-        `values` is a column [n] or table [n, columns] for value models; words, or int tokens [n], for word models.
+        `values` is a column [n] or table [n, columns] for value models; words, or int tokens [n], for word
+        models; frames for music models.
         What went wrong with single sessions is in `.errors` by id, their rows are NaN, and the ids start afresh
         the next time. Raises what concerns all of them.
         """
-        work: Coroutine[Any, Any, FleetPredictions | FleetWordPredictions]
+        work: Coroutine[Any, Any, FleetPredictions | FleetWordPredictions | FleetNotePredictions]
         work = self._fleet.observe(ids, values, timeout=timeout)
         return self._run(work)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +16,25 @@ from hiddenstate.columns import Columns
 from hiddenstate.descriptions import Model, Vocabulary, vocabulary_of
 from hiddenstate.errors import HiddenstateError, InvalidInput
 from hiddenstate.predictions import (
+    FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
+    Frame,
     GeneratedWord,
+    NotePrediction,
+    NotePredictions,
     ValuePrediction,
     ValuePredictions,
     WordPrediction,
     WordPredictions,
+    note_prediction,
     value_prediction,
     word_prediction,
 )
 
 Value = float | None
 Row = Sequence[Value] | NDArray[Any] | Mapping[str, Value]
+Notes = Set[int]
 Values = NDArray[Any] | Sequence[Value] | Sequence[Row]
 Ids = Sequence[Any] | NDArray[Any]
 Tokens = Sequence[str] | NDArray[np.integer]
@@ -228,13 +234,79 @@ class ValueCodec:
         return FleetPredictions(columns, errors)
 
 
-Codec = WordCodec | ValueCodec
+class NoteCodec:
+    """For music models: frames in, each the MIDI numbers that sound; float64 [n, notes] of 0 and 1 on the wire."""
+
+    def __init__(self, notes: range) -> None:
+        self._notes = notes
+
+    def one(self, frame: object) -> Inputs:
+        """MIDI numbers, or an array [notes] of 0 and 1."""
+        if isinstance(frame, np.ndarray):
+            return self._checked(frame[None])
+        return self.many([frame])
+
+    def many(self, items: Any) -> Inputs:
+        """Frames one by one, or an array [n, notes] of 0 and 1."""
+        if isinstance(items, np.ndarray):
+            return self._checked(items)
+        frames = list(items)
+        rolls = np.zeros((len(frames), len(self._notes)))
+        for roll, frame in zip(rolls, frames, strict=True):
+            if isinstance(frame, str) or not isinstance(frame, Iterable):
+                raise InvalidInput(f"this model takes frames, each the MIDI numbers of its notes, not {frame!r}")
+            for note in frame:
+                if note not in self._notes:
+                    lowest, highest = self._notes[0], self._notes[-1]
+                    raise InvalidInput(f"notes go from {lowest} to {highest} in this model; {note!r} is none of them")
+                roll[self._notes.index(note)] = 1
+        return rolls
+
+    def _checked(self, rolls: NDArray[Any]) -> Inputs:
+        if rolls.ndim != 2 or rolls.shape[1] != len(self._notes):
+            raise InvalidInput(f"arrays of frames are [n, {len(self._notes)}] in this model, not {list(rolls.shape)}")
+        if not np.isin(rolls, (0, 1)).all():
+            raise InvalidInput("an array of frames holds nothing but 0 and 1")
+        return rolls.astype(np.float64)
+
+    def generating(self, handle: int, wanted: Wanted) -> Generating:
+        """The call that generates what is `wanted`."""
+        others = (wanted.top_k, wanted.top_p, wanted.paths, wanted.quantiles)
+        if wanted.stop or any(other is not None for other in others):
+            raise InvalidInput("this model generates notes, at a temperature and from a seed; leave the rest out")
+        recipe = Recipe(wanted.count, wanted.seed, wanted.temperature)
+        return Generating(handle, recipe, shape=(1, len(self._notes)))
+
+    def generated(self, piece: Piece, _: Wanted) -> list[Frame]:
+        """One a step."""
+        return [frozenset(self._notes[i] for i in np.flatnonzero(frame)) for frame in piece.values[:, 0]]
+
+    def again(self, generated: Sequence[Any]) -> Inputs:
+        """What was generated, to be observed."""
+        return self.many(generated)
+
+    def prediction(self, columns: Columns) -> NotePrediction:
+        """After the last row."""
+        return note_prediction(columns, -1, self._notes)
+
+    def predictions(self, columns: Columns) -> NotePredictions:
+        """One a row."""
+        return NotePredictions(columns, self._notes)
+
+    def fleet_predictions(self, columns: Columns, errors: Errors) -> FleetNotePredictions:
+        """One a row, with what went wrong by id."""
+        return FleetNotePredictions(columns, self._notes, errors)
+
+
+Codec = WordCodec | ValueCodec | NoteCodec
 
 
 def codec_of(model: Model) -> Codec:
     """What suits the model."""
     if model.task == "next-word":
         return WordCodec(vocabulary_of(model))
+    if model.task == "music":
+        return NoteCodec(model.notes)
     return ValueCodec(model.columns, model.targets)
 
 

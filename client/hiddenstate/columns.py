@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Answers to n observations of one kind of model; the other kind's columns are empty, [n, 0]."""
+    """Answers to n observations of one kind of model; the other kinds' columns are empty, [n, 0]."""
 
     steps: Array
     """uint64 [n]: observations in the state behind each prediction."""
@@ -32,6 +32,8 @@ class Columns:
     """float64 [n, targets]."""
     degrees_of_freedom: Array
     """float32 [n, targets]; infinite for a Gaussian."""
+    probabilities: Array
+    """float32 [n, notes]: that each note sounds in the next frame."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -63,6 +65,7 @@ class Columns:
             rows("locations", np.nan, "f8"),
             rows("scales", np.nan, "f8"),
             rows("degrees_of_freedom", np.nan, "f4"),
+            rows("probabilities", np.nan, "f4"),
         )
 
     @staticmethod
@@ -84,6 +87,7 @@ class Columns:
             table(message.locations, "<f8"),
             table(message.scales, "<f8"),
             table(message.degrees_of_freedom, "<f4"),
+            table(message.probabilities, "<f4"),
         )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hiddenstate.errors import InvalidInput, ServerError
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
-Task = Literal["next-word", "next-value"]
+Task = Literal["next-word", "next-value", "music"]
 Place = Literal["arena", "memory", "store"]
 """In a row ready for the next observation, packed on its way to the store, or in the store alone."""
 
@@ -95,11 +95,17 @@ class Model:
     """Input columns of next-value models."""
     targets: tuple[int, ...]
     """Indices of the columns that a next-value model predicts."""
+    notes: range
+    """MIDI numbers of the notes that a music model reads and predicts."""
 
     @staticmethod
     def parse(message: pb.Model) -> Model:
         """From the wire."""
-        tasks: dict[int, Task] = {pb.TASK_NEXT_WORD: "next-word", pb.TASK_NEXT_VALUE: "next-value"}
+        tasks: dict[int, Task] = {
+            pb.TASK_NEXT_WORD: "next-word",
+            pb.TASK_NEXT_VALUE: "next-value",
+            pb.TASK_MUSIC: "music",
+        }
         if message.task not in tasks:
             raise ServerError(f"model {message.name} has a task this SDK does not know; update hiddenstate")
         text = message.text
@@ -124,6 +130,7 @@ class Model:
             else None,
             columns=tuple(message.values.columns),
             targets=tuple(message.values.targets),
+            notes=range(message.notes.lowest, message.notes.lowest + message.notes.count),
         )
 
 
@@ -195,5 +202,6 @@ def _time(stamp: Timestamp) -> datetime:
 def vocabulary_of(model: Model) -> Vocabulary:
     """The vocabulary of a next-word model; raises InvalidInput for any other."""
     if model.vocabulary is None:
-        raise InvalidInput(f"{model.name} predicts values and takes numbers, not words")
+        what = "notes and takes frames of them" if model.task == "music" else "values and takes numbers"
+        raise InvalidInput(f"{model.name} predicts {what}, not words")
     return model.vocabulary

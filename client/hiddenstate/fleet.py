@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from hiddenstate.calls import Call, Kind, Observing, Wish
 from hiddenstate.catalog import Catalog
-from hiddenstate.codec import Codec, Floats, Ids, Row, Tokens, Value, codec_of
+from hiddenstate.codec import Codec, Floats, Ids, Notes, Row, Tokens, Value, codec_of
 from hiddenstate.columns import Columns
 from hiddenstate.connection import Connection
 from hiddenstate.errors import HiddenstateError, InvalidInput, SessionError, fresh
-from hiddenstate.predictions import FleetPredictions, FleetWordPredictions
+from hiddenstate.predictions import FleetNotePredictions, FleetPredictions, FleetWordPredictions
 from hiddenstate.protocol import Protocol
 from hiddenstate.session import close_after
 
@@ -52,12 +52,17 @@ class AsyncFleet:
     async def observe(
         self, ids: Ids, values: Floats | Sequence[Value] | Sequence[Row], *, timeout: float | None = None
     ) -> FleetPredictions: ...
+    @overload
+    async def observe(
+        self, ids: Ids, values: Sequence[Notes], *, timeout: float | None = None
+    ) -> FleetNotePredictions: ...
     async def observe(
         self, ids: Ids, values: Any, *, timeout: float | None = None
-    ) -> FleetPredictions | FleetWordPredictions:
+    ) -> FleetPredictions | FleetWordPredictions | FleetNotePredictions:
         """Feeds observation `values[i]` to session `ids[i]`; an id may stand in several rows, in order.
 
-        `values` is a column [n] or table [n, columns] for value models; words, or int tokens [n], for word models.
+        `values` is a column [n] or table [n, columns] for value models; words, or int tokens [n], for word
+        models; frames for music models.
         What went wrong with single sessions is in `.errors` by id, their rows are NaN, and the ids start afresh
         the next time. Raises what concerns all of them.
         """

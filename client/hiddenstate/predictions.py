@@ -17,6 +17,8 @@ from hiddenstate.errors import HiddenstateError
 
 Floats = NDArray[np.float64]
 Value = float | Floats
+Frame = frozenset[int]
+"""MIDI numbers of the notes that sound at a time: 60 is the middle C."""
 _Item = TypeVar("_Item")
 
 
@@ -62,7 +64,24 @@ class ValuePrediction:
         return _plain(self.location - reach), _plain(self.location + reach)
 
 
-Prediction = WordPrediction | ValuePrediction
+@dataclass(frozen=True)
+class NotePrediction:
+    """Which notes may sound in the next frame, each by itself."""
+
+    probabilities: dict[int, float]
+    """That each note sounds, by MIDI number."""
+    surprise: float
+    """-log p of the observed frame, in nats, summed over the notes; NaN where nothing was observed."""
+    step: int
+    """Observations in the session's state."""
+
+    @property
+    def notes(self) -> Frame:
+        """The notes that are more probable than not."""
+        return frozenset(note for note, probability in self.probabilities.items() if probability > 0.5)
+
+
+Prediction = WordPrediction | ValuePrediction | NotePrediction
 
 
 class GeneratedWord(NamedTuple):
@@ -73,9 +92,9 @@ class GeneratedWord(NamedTuple):
     """Before temperature and cuts."""
 
 
-Generated = GeneratedWord | float | Floats
-"""A step of a continuation: a word, or values as float64 [paths or quantiles, targets], without the axes that were
-not asked for (one path) or have no need (one target)."""
+Generated = GeneratedWord | Frame | float | Floats
+"""A step of a continuation: a word, the notes of a frame, or values as float64 [paths or quantiles, targets], without
+the axes that were not asked for (one path) or have no need (one target)."""
 
 
 class _Rows(Sequence[_Item], Generic[_Item]):
@@ -172,6 +191,22 @@ class ValuePredictions(_Rows[ValuePrediction]):
         return value_prediction(self._columns, row)
 
 
+class NotePredictions(_Rows[NotePrediction]):
+    """A column of note predictions: indexing gives a NotePrediction, the attributes are arrays."""
+
+    def __init__(self, columns: Columns, notes: range) -> None:
+        super().__init__(columns)
+        self._notes = notes
+        self.probabilities: NDArray[np.float32] = columns.probabilities
+        """float32 [n, notes]: that each of the model's notes sounds."""
+
+    def _row(self, row: int) -> NotePrediction:
+        return note_prediction(self._columns, row, self._notes)
+
+
+Predictions = WordPredictions | ValuePredictions | NotePredictions
+
+
 class FleetWordPredictions(WordPredictions):
     """Word predictions of a fleet, row i for id i; `errors` has what went wrong, by id."""
 
@@ -187,6 +222,14 @@ class FleetPredictions(ValuePredictions):
 
     def __init__(self, columns: Columns, errors: dict[Any, HiddenstateError] | None = None) -> None:
         super().__init__(columns)
+        self.errors = errors or {}
+
+
+class FleetNotePredictions(NotePredictions):
+    """Note predictions of a fleet, row i for id i; `errors` has what went wrong, by id."""
+
+    def __init__(self, columns: Columns, notes: range, errors: dict[Any, HiddenstateError] | None = None) -> None:
+        super().__init__(columns, notes)
         self.errors = errors or {}
 
 
@@ -207,6 +250,15 @@ def value_prediction(columns: Columns, row: int) -> ValuePrediction:
         location=_plain(columns.locations[row]),
         scale=_plain(columns.scales[row]),
         degrees_of_freedom=_plain(columns.degrees_of_freedom[row]),
+        surprise=float(columns.surprises[row]),
+        step=int(columns.steps[row]),
+    )
+
+
+def note_prediction(columns: Columns, row: int, notes: range) -> NotePrediction:
+    """Row `row` of `columns` as an object."""
+    return NotePrediction(
+        probabilities=dict(zip(notes, columns.probabilities[row].tolist(), strict=True)),
         surprise=float(columns.surprises[row]),
         step=int(columns.steps[row]),
     )

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from hiddenstate.calls import Call, Kind
 from hiddenstate.calls import Session as SessionState
 from hiddenstate.catalog import Catalog
-from hiddenstate.codec import Codec, Row, Value, Values, Wanted, codec_of
+from hiddenstate.codec import Codec, Notes, Row, Value, Values, Wanted, codec_of
 from hiddenstate.columns import Columns
 from hiddenstate.connection import Connection
 from hiddenstate.descriptions import Model
 from hiddenstate.errors import HiddenstateError, InvalidInput, fresh
 from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
+    NotePrediction,
+    NotePredictions,
     Prediction,
+    Predictions,
     ValuePrediction,
     ValuePredictions,
     WordPrediction,
@@ -84,11 +87,14 @@ class AsyncSession:
     async def observe(self, x: str, *, timeout: float | None = None) -> WordPrediction: ...
     @overload
     async def observe(self, x: Value | Row, *, timeout: float | None = None) -> ValuePrediction: ...
-    async def observe(self, x: str | Value | Row, *, timeout: float | None = None) -> Prediction:
+    @overload
+    async def observe(self, x: Notes, *, timeout: float | None = None) -> NotePrediction: ...
+    async def observe(self, x: str | Value | Row | Notes, *, timeout: float | None = None) -> Prediction:
         """Feeds one observation and predicts what comes next.
 
-        A word or a text (the prediction is then the one after its last word), a number (None: missing), or a row
-        or mapping of the model's columns. Raises InvalidInput and everything that can happen to a session.
+        A word or a text (the prediction is then the one after its last word), a number (None: missing), a row
+        or mapping of the model's columns, or the MIDI numbers of the notes that sound. Raises InvalidInput and
+        everything that can happen to a session.
         """
         return self._codec.prediction(await self._observe(self._codec.one(x), timeout))
 
@@ -96,11 +102,13 @@ class AsyncSession:
     async def observe_many(self, xs: str | Sequence[str], *, timeout: float | None = None) -> WordPredictions: ...
     @overload
     async def observe_many(self, xs: Values, *, timeout: float | None = None) -> ValuePredictions: ...
-    async def observe_many(self, xs: Any, *, timeout: float | None = None) -> WordPredictions | ValuePredictions:
+    @overload
+    async def observe_many(self, xs: Sequence[Notes], *, timeout: float | None = None) -> NotePredictions: ...
+    async def observe_many(self, xs: Any, *, timeout: float | None = None) -> Predictions:
         """Feeds observations in order; returns one prediction after each, as columns.
 
-        The words of a text, a sequence of words (each looked up whole), a column of numbers, or a table
-        [n, columns]. `timeout` counts for every 4096 of them.
+        The words of a text, a sequence of words (each looked up whole), a column of numbers, a table
+        [n, columns], or frames of notes. `timeout` counts for every 4096 of them.
         """
         inputs = self._codec.many(xs)
         if len(inputs) == 0:
@@ -208,7 +216,8 @@ class AsyncSession:
         the `top_k` most probable and from those that together have the probability `top_p`, until a word of `stop`.
         Values: each a float (several targets: an array [targets]), sampled at `temperature` times the scale; with
         `paths` an array [paths], with `quantiles` of that many paths (256) an array [quantiles] (or with targets as
-        second axis). The same `seed` gives the same. `timeout` is the longest wait for a step.
+        second axis). Notes: each a frame, a frozenset of MIDI numbers, sampled at `temperature`. The same `seed` gives
+        the same. `timeout` is the longest wait for a step.
 
         The session stays where it is. With `commit` what is taken from the iterator is observed too: before anything
         else that is asked of the session, and at the iterator's end. Raises ResourceExhausted, and AnswersLost where

@@ -15,7 +15,7 @@ from hiddenstate_models.networks.distributions import (
     read_head,
 )
 from hiddenstate_models.networks.music import MusicConfig, MusicNetwork, frame_losses
-from hiddenstate_models.networks.scaling import STATE_ROWS
+from hiddenstate_models.networks.scaling import last_values
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 
@@ -93,7 +93,7 @@ class ReferenceValueStep(nn.Module):
         """values float64 [n, columns] with NaN where missing, states [n, state_size] -> predictions of the next."""
         recurrent, scaling, memory = states.split(self.sizes, dim=1)
         scaling = scaling.float()
-        surprises = self._surprises(values, _last_values(scaling, self.network.config.columns), memory)
+        surprises = self._surprises(values, last_values(scaling, self.network.config.columns), memory)
 
         scaled, scaling = self.network.encoder.step(values, scaling)
         outputs, recurrent = self.network.cells.step(scaled.features.to(states.dtype), recurrent)
@@ -164,10 +164,3 @@ def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> Ref
         step = ReferenceValueStep(NextValueNetwork(NextValueConfig.from_dict(fields)))
     step.network.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
     return step.to(dtype).eval().requires_grad_(False)
-
-
-def _last_values(scaling: Tensor, columns: int) -> Tensor:
-    """float64 [n, columns] from the scaling's state: zeros where there is none."""
-    _, _, _, high, low = torch.split(scaling.view(len(scaling), -1, columns), list(STATE_ROWS), dim=1)
-    last: Tensor = high[:, 0].double() + low[:, 0].double()
-    return last

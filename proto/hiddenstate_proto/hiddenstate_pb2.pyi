@@ -584,7 +584,8 @@ class Generate(_message.Message):
     """Steps to generate, from 1 to the server's limit."""
     temperature: _builtins.float
     """Words: divides the log-probabilities; 0 always takes the most probable word. Values: multiplies the scale of
-    the distribution; 0 takes its location. Absent: 1.
+    the distribution; 0 takes its location. Notes: divides the logits; 0 takes what is more probable than not.
+    Absent: 1.
     """
     top_k: _builtins.int
     """Words: only the most probable so many; 0 for all."""
@@ -933,7 +934,7 @@ class Generated(_message.Message):
     probabilities: _builtins.bytes
     """float32 [m]: each word's probability, before temperature and cuts."""
     values: _builtins.bytes
-    """float64 [m, paths, targets], or [m, quantiles, targets]: values, in order."""
+    """float64 [m, paths, targets], [m, quantiles, targets], or [m, notes] of 0 and 1: values or frames, in order."""
     done: _builtins.bool
     """Nothing more comes."""
     @_builtins.property

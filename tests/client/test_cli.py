@@ -39,8 +39,8 @@ def test_models(environment: dict[str, str]) -> None:
     table = run(environment, "models").stdout
     assert re.search(r"next-word@1 +word +LSTM", table)
     listed = json.loads(run(environment, "models", "--json").stdout)
-    assert [model["name"] for model in listed] == ["next-value", "next-word", "weather"]
-    assert listed[2]["targets"] == [0, 1]
+    assert [model["name"] for model in listed] == ["music", "next-value", "next-word", "weather"]
+    assert listed[3]["targets"] == [0, 1]
 
 
 def test_sessions(environment: dict[str, str], server: str) -> None:
@@ -127,7 +127,8 @@ def test_errors_are_one_sentence(environment: dict[str, str], unused_port: int, 
         sentence = failing(environment, *command, "--server", nowhere, stdin="1\n")
         assert sentence.startswith(f"no server can be reached at {nowhere}")
     assert "next-value/1" in failing(environment, "watch", "--model", "other", stdin="1\n")
-    assert "watch needs a next-value model" in failing(environment, "watch", "--model", "next-word", stdin="1\n")
+    complaint = failing(environment, "watch", "--model", "next-word", stdin="1\n")
+    assert "next-word is no next-value model, which watch needs" in complaint
     assert "takes numbers" in failing(environment, "type", "--model", "next-value", stdin="word\n")
     assert "No such file" in failing(environment, "watch", str(tmp_path / "missing.csv"))
     assert failing(environment, "watch") == "the input has no values"

@@ -18,6 +18,8 @@ def inputs_of(model: LoadedModel, steps: int, rows: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     if model.info.text is not None:
         return rng.integers(0, len(model.info.text.vocabulary), (steps, rows))
+    if model.info.notes is not None:
+        return (rng.random((steps, rows, model.info.notes.count)) < 0.05).astype(np.float64)
     return rng.normal(20, 5, (steps, rows, len(model.info.columns)))
 
 
@@ -31,7 +33,7 @@ def run(runtime: Runtime, inputs: np.ndarray) -> list[tuple[np.ndarray, ...]]:
     return seen
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_a_row_is_the_same_alone_and_in_a_batch(loaded: list[LoadedModel], index: int) -> None:
     model = loaded[index]
     inputs = inputs_of(model, 5, 33)
@@ -42,7 +44,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(loaded: list[LoadedModel], index
                 np.testing.assert_allclose(alone[0], column[row], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_torch_agrees_with_onnx(loaded: list[LoadedModel], bundles: Path, index: int) -> None:
     from hiddenstate_server.runtimes.torch import TorchRuntime
 

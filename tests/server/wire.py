@@ -150,6 +150,7 @@ _COLUMNS = {
     "locations": "<f8",
     "scales": "<f8",
     "degrees_of_freedom": "<f4",
+    "probabilities": "<f4",
 }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tests.torture.reference import Answer, Life, LoneModel, check
 
 from hiddenstate import AnswersLost, AsyncClient, AsyncSession
-from hiddenstate.predictions import Prediction, ValuePrediction
+from hiddenstate.predictions import Prediction, ValuePrediction, WordPrediction
 
 LEASE = 3600.0
 PATIENCE = 120.0
@@ -203,4 +203,5 @@ def _numbers(prediction: Prediction) -> Answer:
     if isinstance(prediction, ValuePrediction):
         parts = (prediction.surprise, prediction.location, prediction.scale, prediction.degrees_of_freedom)
         return np.array(parts, np.float64)
+    assert isinstance(prediction, WordPrediction)
     return np.array([prediction.surprise, *(probability for _, probability in prediction.top)])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hiddenstate.aio import DEFAULT_SERVER
-from hiddenstate.cli.console import DEFAULT_TIMEOUT, Access, Json, Server, Tenant, Timeout, Token, plain_errors
+from hiddenstate.cli.console import DEFAULT_TIMEOUT, Access, Json, Server, Tenant, Timeout, Token, fail, plain_errors
 from hiddenstate.cli.sessions import sessions
 
 app = typer.Typer(
@@ -109,6 +109,55 @@ def watch(
 
     with plain_errors():
         run(Access(server, timeout, token, tenant), model, file, column or [], level, anomaly, plot)
+
+
+@app.command()
+def compose(
+    out: Annotated[Path, typer.Option(help="MIDI file to write.")] = Path("tune.mid"),
+    seconds: Annotated[float, typer.Option(min=0.1, help="How much to compose.")] = 30.0,
+    seed_from: Annotated[
+        Path | None, typer.Option(help="MIDI file whose beginning the piece begins with.", show_default=False)
+    ] = None,
+    seed_seconds: Annotated[float, typer.Option(min=0.1, help="How much of it.")] = 8.0,
+    model: Annotated[str, typer.Option(help="A music model.")] = "music",
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Below 1 it keeps to what is likely, above it dares more.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Number that makes the same piece again.", show_default=False)
+    ] = None,
+    tempo: Annotated[float, typer.Option(min=10.0, max=500.0, help="Quarter notes a minute.")] = 120.0,
+    frames_per_beat: Annotated[
+        int, typer.Option(min=1, max=96, help="Frames in a quarter note, as the model was trained.")
+    ] = 2,
+    roll: Annotated[
+        Path | None, typer.Option(help="Draw the piano roll into this file (.png, .svg, .pdf).", show_default=False)
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    token: Token = None,
+    tenant: Tenant = None,
+) -> None:
+    """Compose a piece, frame by frame, as a MIDI file.
+
+    [bold]Example[/bold]  hiddenstate compose --seed-from reel.mid --out tune.mid --roll tune.png
+    """
+    with plain_errors():
+        try:
+            from hiddenstate.cli import compose as composing
+        except ImportError as error:
+            raise fail(f"composing needs {error.name}: pip install 'hiddenstate[music]'") from None
+        composing.compose(
+            Access(server, timeout, token, tenant),
+            model,
+            out,
+            seconds=seconds,
+            begun=composing.Begun(seed_from, seed_seconds) if seed_from else None,
+            tempo=composing.Tempo(tempo, frames_per_beat),
+            temperature=temperature,
+            seed=seed,
+            roll=roll,
+        )
 
 
 @app.command()

@@ -6,7 +6,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, TextIO
@@ -82,6 +82,7 @@ out = _Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = _Console(stderr=True, highlight=False)
 
 _MOST_LINES = 1024
+_NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
 def fail(message: str) -> typer.Exit:
@@ -143,6 +144,11 @@ def until_interrupted(work: Callable[[], None]) -> None:
 def expected_words(prediction: WordPrediction) -> str:
     """The words that may come next."""
     return "  ".join(f"{word} {percent(p)}" for word, p in prediction.top)
+
+
+def note_names(notes: Iterable[int]) -> str:
+    """Notes by MIDI number for people, from the lowest: "C4 E4 G4"."""
+    return " ".join(f"{_NOTES[note % 12]}{note // 12 - 1}" for note in sorted(notes))
 
 
 def exact_percent(share: float) -> str:

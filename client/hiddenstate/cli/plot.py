@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hiddenstate.cli.watch import Watcher
 
 _INK, _BLUE, _RED = "#222222", "#1f6fb4", "#d1242f"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,7 +38,7 @@ def draw(watcher: Watcher, file: Path) -> None:
     )
     anomalies = np.concatenate([part[3] for part in watcher.kept])
     x = _axis(labels)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         panels = len(watcher.tallies)
         figure = Figure(figsize=(11, 1.6 + 3.0 * panels), layout="constrained")
         for j, axes in enumerate(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hiddenstate import Client, Prediction, WordPrediction
+from hiddenstate import Client, NotePrediction, Prediction, WordPrediction
 from hiddenstate.aio import DEFAULT_SERVER
 from hiddenstate.cli.console import (
     DEFAULT_TIMEOUT,
@@ -25,6 +25,7 @@ from hiddenstate.cli.console import (
     err,
     expected_words,
     fail,
+    note_names,
     out,
     plain_errors,
     until_interrupted,
@@ -232,6 +233,8 @@ def watch(
 def _line(prediction: Prediction) -> str:
     if isinstance(prediction, WordPrediction):
         expected = expected_words(prediction)
+    elif isinstance(prediction, NotePrediction):
+        expected = note_names(prediction.notes)
     elif isinstance(prediction.mean, float):
         low, high = prediction.interval()
         expected = f"{prediction.mean:.6g}  (90 %: {low:.6g} … {high:.6g})"

@@ -75,7 +75,7 @@ def _table(*headers: str) -> Table:
 def _model(model: Model) -> dict[str, Any]:
     entry = asdict(model)
     del entry["vocabulary"]
-    return entry
+    return entry | {"notes": list(model.notes)}
 
 
 def _session(session: SessionInfo) -> dict[str, Any]:

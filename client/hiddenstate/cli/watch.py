@@ -234,7 +234,7 @@ def watch(
         client = stack.enter_context(access.client())
         description = client.model(model)
         if description.task != "next-value":
-            raise InvalidInput(f"{model} predicts words; watch needs a next-value model")
+            raise InvalidInput(f"{model} is no next-value model, which watch needs; name one with --model")
         reader = Reader(columns, lambda message: err.print(f"[yellow]{escape(message)}[/yellow]"))
         watcher: Watcher | None = None
 

@@ -106,6 +106,13 @@ class OnlineScaling(nn.Module):
         return scaled, state.flatten(1)
 
 
+def last_values(state: Tensor, columns: int) -> Tensor:
+    """float64 [B, columns] of scaling states float32 [B, state_size]; NaN where there was no value yet."""
+    seen, _, _, high, low = torch.split(state.view(len(state), -1, columns), list(STATE_ROWS), dim=1)
+    last: Tensor = (high[:, 0].double() + low[:, 0].double()).masked_fill(seen[:, 0] == 0, torch.nan)
+    return last
+
+
 def _split(values: Tensor) -> tuple[Tensor, Tensor]:
     """A float64 as the sum of two float32: 48 bits, so that a counter near 2e9 is still seen to move by one."""
     high = values.float()

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from hiddenstate_models.bundle import Task
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 from hiddenstate_server import errors
@@ -26,6 +27,11 @@ from hiddenstate_server.versions.reloading import Reloader
 
 StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, bytes]
 _HAND_OVER_SECONDS = 5.0
+_TASKS: dict[Task, pb.Task.ValueType] = {
+    "next-word": pb.TASK_NEXT_WORD,
+    "next-value": pb.TASK_NEXT_VALUE,
+    "music": pb.TASK_MUSIC,
+}
 _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 
 
@@ -176,7 +182,7 @@ def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:
     message = pb.Model(
         name=info.name,
         version=info.version,
-        task=pb.TASK_NEXT_WORD if info.task == "next-word" else pb.TASK_NEXT_VALUE,
+        task=_TASKS[info.task],
         description=info.description,
         parameters=info.parameters,
         state_bytes=4 * info.state_size,
@@ -191,6 +197,8 @@ def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:
         message.text.top_k = model.top_k
         if vocabulary:
             message.text.vocabulary.extend(info.text.vocabulary)
+    elif info.notes is not None:
+        message.notes.lowest, message.notes.count = info.notes.lowest, info.notes.count
     else:
         message.values.columns.extend(info.columns)
         message.values.targets.extend(info.targets)

@@ -11,12 +11,13 @@ import numpy as np
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.errors import InputInvalid, ServerError
-from hiddenstate_server.generation.sampling import UNIFORMS_PER_VALUE, WordSampling, draw_values, draw_word
+from hiddenstate_server.generation.sampling import UNIFORMS_PER_VALUE, WordSampling, draw_notes, draw_values, draw_word
 from hiddenstate_server.runtimes import (
     DoubleArray,
     FloatArray,
     InputArray,
     Outputs,
+    ProbabilityOutputs,
     ValueOutputs,
     WordOutputs,
     each_column,
@@ -204,3 +205,26 @@ class ValueContinuation(Continuation):
     def _fill(self, message: pb.Generated) -> None:
         message.values = b"".join(self._values)
         self._values = []
+
+
+class NoteContinuation(Continuation):
+    """Frames of notes, one after the other."""
+
+    outputs: ProbabilityOutputs
+
+    def __init__(self, asked: Asked, owner: Generating, *, count: int, seed: int | None, temperature: float) -> None:
+        super().__init__(asked, owner, count, seed)
+        self._temperature = temperature
+        self._frames: list[bytes] = []
+
+    def draw(self, _log_probabilities: FloatArray | None) -> None:
+        """Takes the next frame."""
+        probabilities = self.outputs.probabilities
+        self.inputs = draw_notes(probabilities, self._temperature, self._random.random(probabilities.shape))
+        self._frames.append(self.inputs.astype("<f8", copy=False).tobytes())
+        self.unsent += len(self._frames[-1])
+        self.left -= 1
+
+    def _fill(self, message: pb.Generated) -> None:
+        message.values = b"".join(self._frames)
+        self._frames = []

@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from hiddenstate_models.bundle import Task
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors
-from hiddenstate_server.generation.continuations import Asked, Continuation, ValueContinuation, WordContinuation
+from hiddenstate_server.generation.continuations import (
+    Asked,
+    Continuation,
+    NoteContinuation,
+    ValueContinuation,
+    WordContinuation,
+)
 from hiddenstate_server.generation.sampling import WordSampling
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.runtimes import FloatArray, WordRuntime, each_column
@@ -46,6 +53,11 @@ class Generating:
         self._metrics = metrics
         self._running: deque[Continuation] = deque()
         self._stalled: set[Continuation] = set()
+        self._asked_for: Mapping[Task, Callable[[Asked, pb.Generate], Continuation]] = {
+            "next-word": self._words,
+            "next-value": self._values,
+            "music": self._notes,
+        }
         # Of those too whose turn in the session's chain has not come.
         self._rows = 0
 
@@ -65,7 +77,7 @@ class Generating:
         """Queues a continuation behind what the session has; a ServerError where it cannot be."""
         model.check_open(stream, row)
         asked = Asked(stream, model, frame.handle, frame.call)
-        continuation = self._words(asked, frame) if model.info.text is not None else self._values(asked, frame)
+        continuation = self._asked_for[model.info.task](asked, frame)
         self._check_room(stream, continuation.rows)
         self._rows += continuation.rows
         stream.continuations[frame.call] = continuation
@@ -103,7 +115,7 @@ class Generating:
 
     def _values(self, asked: Asked, frame: pb.Generate) -> ValueContinuation:
         info, most = asked.model.info, self._limits.max_generate_paths
-        if frame.top_k or frame.HasField("top_p") or frame.stop_tokens:
+        if _words_only(frame):
             raise errors.InputInvalid(f"{info.name} predicts values; leave top_k, top_p and stop_tokens out")
         if set(info.targets) != set(range(len(info.columns))):
             raise errors.InputInvalid(
@@ -122,6 +134,15 @@ class Generating:
             paths=paths,
             temperature=_temperature(frame),
             quantiles=frame.quantiles[:],
+        )
+
+    def _notes(self, asked: Asked, frame: pb.Generate) -> NoteContinuation:
+        if _words_only(frame) or frame.paths or frame.quantiles:
+            raise errors.InputInvalid(
+                f"{asked.model.info.name} predicts notes; leave everything but count, temperature and seed out"
+            )
+        return NoteContinuation(
+            asked, self, count=self._count(frame), seed=_seed(frame), temperature=_temperature(frame)
         )
 
     def _count(self, frame: pb.Generate) -> int:
@@ -281,6 +302,11 @@ class Generating:
         placed = [*self._running, *self._stalled]
         if len(placed) != len(set(placed)) or set(placed) != {each for each in known if each.started}:
             raise AssertionError("a continuation has no place, or two, or is nobody's")
+
+
+def _words_only(frame: pb.Generate) -> bool:
+    """Whether something is asked for that only words have."""
+    return bool(frame.top_k or frame.HasField("top_p") or frame.stop_tokens)
 
 
 def _temperature(frame: pb.Generate) -> float:

@@ -66,6 +66,21 @@ def _heaviest(weights: FloatArray, count: int) -> TokenArray:
     return np.argpartition(weights, -count)[-count:]
 
 
+def draw_notes(probabilities: FloatArray, temperature: float, uniforms: DoubleArray) -> DoubleArray:
+    """Frames [n, notes] of 0 and 1, each note by itself, from uniform numbers in [0, 1) of the same shape.
+
+    `temperature` divides the logits; at 0 a note sounds if it is more probable than not.
+    """
+    likely = probabilities.astype(np.float64)
+    if temperature < COLDEST:
+        return np.where(likely > 0.5, 1.0, 0.0)
+    with np.errstate(divide="ignore"):
+        logits = np.log(likely) - np.log1p(-likely)
+        # Logistic noise decides as a comparison with the probability would, without overflow.
+        noise = np.log1p(-uniforms) - np.log(uniforms)
+    return np.where(logits / temperature + noise > 0, 1.0, 0.0)
+
+
 def draw_values(predictions: ValueOutputs, temperature: float, uniforms: DoubleArray) -> DoubleArray:
     """Values [n, targets] from uniform numbers in [0, 1) [n, targets, 2]; NaN where nothing was predicted.
 

@@ -38,7 +38,16 @@ class ValueOutputs(NamedTuple):
     """[n, targets], infinite for a Gaussian."""
 
 
-Outputs: TypeAlias = WordOutputs | ValueOutputs
+class ProbabilityOutputs(NamedTuple):
+    """Columns of a step of n rows that answers how probable each of a few things is."""
+
+    surprises: FloatArray
+    """[n], nats."""
+    probabilities: FloatArray
+    """[n, notes]: that each note sounds in the next frame."""
+
+
+Outputs: TypeAlias = WordOutputs | ValueOutputs | ProbabilityOutputs
 
 
 def each_column(outputs: Outputs, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Outputs:

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs, each_column
+from hiddenstate_server.runtimes import (
+    FloatArray,
+    InputArray,
+    Outputs,
+    ProbabilityOutputs,
+    ValueOutputs,
+    WordOutputs,
+    each_column,
+)
 from hiddenstate_server.runtimes.head import WordHead
 
 
@@ -67,3 +75,24 @@ class OnnxValues:
         state = np.zeros((1, self.state_size), np.float32)
         outputs, _ = self.step(np.zeros((1, self._columns)), state)
         return each_column(outputs, lambda column: np.full_like(column, np.nan)), state
+
+
+class OnnxNotes:
+    """A music step graph."""
+
+    def __init__(self, path: Path, *, state_size: int, notes: int, precision: str) -> None:
+        self.state_size = state_size
+        self.description = f"onnxruntime cpu {precision}"
+        self._session = open_session(path)
+        self._names = [*ProbabilityOutputs._fields, "next_states"]
+        self._notes = notes
+
+    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
+        """Frames float64 [n, notes] of 0 and 1."""
+        *columns, next_states = self._session.run(self._names, {"values": inputs, "states": states})
+        return ProbabilityOutputs(*columns), next_states
+
+    def initial(self) -> tuple[Outputs, FloatArray]:
+        """The row after a silent frame, so that there is a prediction before the first one."""
+        outputs, state = self.step(np.zeros((1, self._notes)), np.zeros((1, self.state_size), np.float32))
+        return outputs._replace(surprises=np.full(1, np.nan, np.float32)), state

@@ -8,9 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiddenstate_models.bundle import Bundle
+from hiddenstate_models.bundle import Bundle, NoteNetwork, ValueNetwork
 from hiddenstate_models.reference import ReferenceWordStep, reference_step
-from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs, each_column
+from hiddenstate_server.runtimes import (
+    FloatArray,
+    InputArray,
+    Outputs,
+    ProbabilityOutputs,
+    ValueOutputs,
+    WordOutputs,
+    each_column,
+)
 
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
@@ -29,13 +37,17 @@ class TorchRuntime:
         self._device = device
         self._module = reference_step(bundle).to(device)
         self._text = bundle.config.text
-        values = bundle.config.values
-        self._columns = 0 if values is None else len(values.columns)
+        network = bundle.network
+        self._columns = network.columns if isinstance(network, ValueNetwork) else 0
+        self._notes = network.notes if isinstance(network, NoteNetwork) else 0
         self._arguments = () if self._text is None else (min(top_k, len(bundle.vocabulary)),)
         self._graphs = {} if device == "cpu" else {size: self._capture(size) for size in _BUCKETS}
 
     def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Tokens int64 [n] or values float64 [n, columns]; any n on cpu, in parts of the largest bucket on cuda."""
+        """Tokens int64 [n], values float64 [n, columns] or frames float64 [n, notes].
+
+        Any n on cpu, in parts of the largest bucket on cuda.
+        """
         if not self._graphs:
             return self._named(self._compute(torch.from_numpy(inputs), torch.from_numpy(states)))
         if len(inputs) <= _BUCKETS[-1]:
@@ -52,8 +64,9 @@ class TorchRuntime:
     def initial(self) -> tuple[Outputs, FloatArray]:
         """What a new session starts with, as the ONNX runtimes have it."""
         state = np.zeros((1, self.state_size), np.float32)
-        if self._text is not None:
-            outputs, state = self.step(np.array([self._text.end_token]), state)
+        if self._text is not None or self._notes:
+            first = np.zeros((1, self._notes)) if self._text is None else np.array([self._text.end_token])
+            outputs, state = self.step(first, state)
             return outputs._replace(surprises=np.full(1, np.nan, np.float32)), state
         outputs, _ = self.step(np.zeros((1, self._columns)), state)
         return each_column(outputs, lambda column: np.full_like(column, np.nan)), state
@@ -72,13 +85,15 @@ class TorchRuntime:
 
     def _named(self, columns: tuple[Tensor, ...]) -> tuple[Outputs, FloatArray]:
         *arrays, states = (column.numpy() for column in columns)
+        if self._notes:
+            return ProbabilityOutputs(*arrays), states
         if self._text is None:
             return ValueOutputs(*arrays), states
         surprises, tokens, probabilities = arrays
         return WordOutputs(surprises, tokens.astype(np.int32), probabilities), states
 
     def _capture(self, size: int) -> _Graph:
-        shape = (size,) if self._text is not None else (size, self._columns)
+        shape = (size,) if self._text is not None else (size, self._columns or self._notes)
         dtype = torch.int64 if self._text is not None else torch.float64
         inputs = torch.zeros(shape, dtype=dtype, device="cuda")
         states = torch.zeros((size, self.state_size), device="cuda")

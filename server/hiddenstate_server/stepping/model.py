@@ -86,8 +86,17 @@ class TextInfo:
 
 
 @dataclass(frozen=True)
+class NotesInfo:
+    """Which notes a music model reads and predicts."""
+
+    lowest: int
+    """MIDI number of the first."""
+    count: int
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """What a model is, as clients see it; `text` is set for word models, `columns` for value models."""
+    """What a model is, as clients see it; `text` is set for words, `columns` for values, `notes` for music."""
 
     name: str
     version: str
@@ -98,6 +107,7 @@ class ModelInfo:
     text: TextInfo | None = None
     columns: tuple[str, ...] = ()
     targets: tuple[int, ...] = ()
+    notes: NotesInfo | None = None
     digest: str = ""
     """Of the bundle: two bundles with the same one are the same."""
 
@@ -105,17 +115,24 @@ class ModelInfo:
         return f"{self.name}/{self.version}"
 
     @property
+    def width(self) -> int:
+        """Values in an observation; 0 where it is a token."""
+        return len(self.columns) if self.notes is None else self.notes.count
+
+    @property
     def empty_input(self) -> InputArray:
-        """[0] tokens or [0, columns] values."""
+        """[0] tokens or [0, width] values."""
         if self.text is not None:
             return np.empty(0, np.int64)
-        return np.empty((0, len(self.columns)), np.float64)
+        return np.empty((0, self.width), np.float64)
 
     def invalid(self, inputs: InputArray) -> NDArray[np.bool_]:
         """[n]: which inputs the model cannot take."""
         invalid: NDArray[np.bool_]
         if self.text is not None:
             invalid = (inputs < 0) | (inputs >= len(self.text.vocabulary))
+        elif self.notes is not None:
+            invalid = ((inputs != 0) & (inputs != 1)).any(axis=1)
         else:
             large = np.abs(inputs) > LARGEST_VALUE
             invalid = large[:, 0] if large.shape[1] == 1 else np.logical_or.reduce(large, axis=1)
@@ -126,9 +143,11 @@ class ModelInfo:
         if self.text is not None:
             token = int.from_bytes(data, "little", signed=True)
             return token if len(data) == 4 and 0 <= token < len(self.text.vocabulary) else None
-        if len(data) != 8 * len(self.columns):
+        if len(data) != 8 * self.width:
             return None
-        values = struct.unpack(f"<{len(self.columns)}d", data)
+        values = struct.unpack(f"<{self.width}d", data)
+        if self.notes is not None:
+            return values if _SILENT_OR_SOUNDING.issuperset(values) else None
         return None if any(abs(value) > LARGEST_VALUE for value in values) else values
 
     def refusal(self, value: Any) -> errors.InputInvalid:
@@ -136,6 +155,8 @@ class ModelInfo:
         if self.text is not None:
             last = len(self.text.vocabulary) - 1
             return errors.InputInvalid(f"token {value} is outside the vocabulary; send 0 to {last}")
+        if self.notes is not None:
+            return errors.InputInvalid("a frame holds something else than 0 and 1; send 1 for each note that sounds")
         return errors.InputInvalid(
             f"a value is infinite or beyond {LARGEST_VALUE:g}; send a smaller number, or NaN for a missing one"
         )
@@ -149,8 +170,8 @@ class ModelInfo:
             return None
         if isinstance(inputs, list) or not is_values:
             return errors.InputInvalid(f"{self.name} takes values; send values, not words or tokens")
-        if inputs.shape[1] != len(self.columns):
-            wanted, width = len(self.columns), inputs.shape[1]
+        if inputs.shape[1] != self.width:
+            wanted, width = self.width, inputs.shape[1]
             return errors.InputInvalid(f"{self.name} takes {wanted} values per observation, not {width}")
         return None
 
@@ -713,4 +734,5 @@ def marks_of(flags: FlagArray) -> int:
     return int(np.bitwise_or.reduce(flags)) if len(flags) > 1 else flags.item()
 
 
+_SILENT_OR_SOUNDING = frozenset((0.0, 1.0))
 _NO_ROWS: RowArray = np.empty(0, np.int64)

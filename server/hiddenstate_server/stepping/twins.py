@@ -58,7 +58,7 @@ class Twin:
 
 def check_related(source: ModelInfo, target: ModelInfo) -> None:
     """InputInvalid unless the one takes what the other observes."""
-    if (source.task, source.columns) != (target.task, target.columns):
+    if (source.task, source.columns, source.notes) != (target.task, target.columns, target.notes):
         raise errors.InputInvalid(f"{target} observes something else than {source}; open a new session with it")
 
 

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hiddenstate_models.bundle import CONFIG_FILE, INT8_STEP_FILE, STEP_FILE, Bundle
+from hiddenstate_models.bundle import CONFIG_FILE, INT8_STEP_FILE, STEP_FILE, Bundle, NoteNetwork
 from hiddenstate_models.errors import BundleError
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.runtimes import InputArray, Runtime
 from hiddenstate_server.runtimes.head import WordHead
-from hiddenstate_server.runtimes.onnx import OnnxValues, OnnxWords
+from hiddenstate_server.runtimes.onnx import OnnxNotes, OnnxValues, OnnxWords
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.stepping.engine import calibrated_batch
-from hiddenstate_server.stepping.model import ModelInfo, TextInfo
+from hiddenstate_server.stepping.model import ModelInfo, NotesInfo, TextInfo
 
 
 class LoadedModel(NamedTuple):
@@ -114,6 +114,9 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
             end_token=config.text.end_token,
             precision=settings.precision,
         )
+    network = bundle.network
+    if isinstance(network, NoteNetwork):
+        return OnnxNotes(path, state_size=config.state_size, notes=network.notes, precision=settings.precision)
     assert config.values is not None
     return OnnxValues(
         path, state_size=config.state_size, columns=len(config.values.columns), precision=settings.precision
@@ -125,7 +128,7 @@ def _info(bundle: Bundle) -> ModelInfo:
     network = config.network
     sizes = "-".join(map(str, network["hidden_sizes"]))
     description = f"{network['cell'].upper()} {sizes}, {config.parameters:,} parameters"
-    text, values = config.text, config.values
+    text, values, shapes = config.text, config.values, bundle.network
     return ModelInfo(
         name=config.name,
         version=str(config.version),
@@ -146,4 +149,5 @@ def _info(bundle: Bundle) -> ModelInfo:
         ),
         columns=() if values is None else values.columns,
         targets=() if values is None else values.targets,
+        notes=NotesInfo(shapes.lowest, shapes.notes) if isinstance(shapes, NoteNetwork) else None,
     )
