@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Self
 
 from hiddenstate.calls import Wish
 from hiddenstate.catalog import Catalog
-from hiddenstate.codec import codec_of
 from hiddenstate.connection import Connection
 from hiddenstate.descriptions import Model, Reloaded, SessionInfo
 from hiddenstate.errors import InvalidInput
@@ -148,7 +147,7 @@ class AsyncClient:
         """
         info = await self.get_session(id, timeout=timeout)
         model = await self._catalog.known(info.model, info.version, timeout)
-        return AsyncWatch(self._connection, id, codec_of(model), timeout)
+        return AsyncWatch(self._connection, self._catalog, id, model, timeout)
 
     # sessions of this client
 

@@ -52,6 +52,7 @@ class Session:
     __slots__ = (
         "abandoned",
         "asked",
+        "coded",
         "durable_step",
         "error",
         "handle",
@@ -79,6 +80,8 @@ class Session:
         """Handle of the session it is a copy of."""
         self.model = wish.model
         self.version = wish.version
+        self.coded = ""
+        """The version whose vocabulary its observations are written in."""
         self.idle_timeout = wish.idle_timeout
         """The lease granted, once it is open."""
         self.labels = wish.labels

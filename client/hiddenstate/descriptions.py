@@ -42,6 +42,15 @@ class Vocabulary:
     top_k: int
     """Predictions an answer carries."""
 
+    def reads_like(self, other: Vocabulary) -> bool:
+        """Whether texts and tokens mean the same to both."""
+        return (self.words, self.lowercase, self.unknown_token, self.word_pattern) == (
+            other.words,
+            other.lowercase,
+            other.unknown_token,
+            other.word_pattern,
+        )
+
     def split(self, text: str) -> list[str]:
         """The words of `text`, as the model sees them."""
         text = text.lower() if self.lowercase else text
@@ -97,6 +106,12 @@ class Model:
     """Indices of the columns that a next-value model predicts."""
     notes: range
     """MIDI numbers of the notes that a music model reads and predicts."""
+
+    def reads_like(self, other: Model) -> bool:
+        """Whether observations, and predictions, mean the same to both."""
+        if self.vocabulary is None or other.vocabulary is None:
+            return (self.vocabulary, self.columns, self.targets) == (other.vocabulary, other.columns, other.targets)
+        return self.vocabulary.reads_like(other.vocabulary)
 
     @staticmethod
     def parse(message: pb.Model) -> Model:

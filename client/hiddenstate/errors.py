@@ -8,7 +8,8 @@
     │   ├── SessionClosed         it was closed, here or by another client
     │   ├── SessionEvicted        the server needed its place
     │   ├── SessionExists         an open with an id that is live
-    │   └── SessionTakenOver      another client resumed it
+    │   ├── SessionTakenOver      another client resumed it
+    │   └── SessionMoved          it is in a version with another vocabulary now; resume it
     ├── RewindLimit               observations were to be taken back that are not kept any more
     ├── AnswersLost               observations were applied, but the connection broke before their answers came
     ├── ModelNotFound             nothing of this name and version is served
@@ -83,6 +84,10 @@ class SessionExists(SessionError):
 
 class SessionTakenOver(SessionError):
     """Another client resumed the session."""
+
+
+class SessionMoved(SessionError):
+    """The session was found in another version, to which this client's tokens mean other words; resume it."""
 
 
 class RewindLimit(HiddenstateError):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 # why nothing new is sent for a session
-UNOPENED, STALLED, HELD, CATCHING_UP = 1, 2, 4, 8
+UNOPENED, STALLED, HELD, CATCHING_UP, MOVED = 1, 2, 4, 8, 16
 
 
 class Marks:

@@ -11,7 +11,7 @@ operations. A call's rows for one session are a *run* of consecutive steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ from hiddenstate.errors import (
 )
 from hiddenstate.frames import MAX_FRAME_ROWS, cancel_frame, open_frames
 from hiddenstate.ledger import Ledger
-from hiddenstate.marks import UNOPENED
+from hiddenstate.marks import MOVED, UNOPENED
 from hiddenstate.recovery import Recovery
 from hiddenstate.refusals import Refusals
 from hiddenstate.sender import Sender
@@ -71,6 +71,10 @@ class Protocol:
         self._sender = Sender(self._ledger)
         self._recovery = Recovery(self._ledger)
         self._refusals = Refusals(self._ledger, self._recovery)
+        self.on_moved: Callable[[Session], None] = self.follow
+        """Told of sessions that turn out to be in another version; answers with `follow`."""
+        self._found: dict[int, tuple[int, int]] = {}
+        """Step and rewinds of sessions that were resumed in another version, by handle."""
 
     # asking
 
@@ -137,6 +141,18 @@ class Protocol:
         self._require_live(self._ledger.sessions[int(call.handles[0])])
         call.number = self._ledger.number()
         self._ledger.put(call)
+
+    def follow(self, session: Session, error: HiddenstateError | None = None) -> None:
+        """Goes on with a session in the version it was found in, or ends it where its observations would be misread."""
+        if session.error:
+            return
+        if error is not None:
+            self._ledger.end(session, error)
+            return
+        session.coded = session.version
+        self._marks.open(session.handle, MOVED)
+        if session.handle in self._found:
+            self._recovery.go_on(session, *self._found.pop(session.handle))
 
     def abandon(self, call: Call) -> None:
         """Nobody waits for `call` any more: what was not sent will not be, what was is answered to nobody."""
@@ -272,6 +288,7 @@ class Protocol:
     def connection_lost(self) -> None:
         """The connection broke: every session is to be resumed on the next one."""
         self._refusals.broken = None
+        self._found.clear()
         self._marks.gate[:] = UNOPENED
         self._recovery.connection_lost()
         self._ledger.cancelled.clear()
@@ -334,10 +351,15 @@ class Protocol:
             session.resume = True
             self._marks.lasting[handle] = opened.durability in (pb.DURABILITY_BEHIND, pb.DURABILITY_EVERY_STEP)
             if not self._marks.gate[handle] & UNOPENED:
-                self._ledger.answer(Kind.REWARM, handle)
+                self._on_moved(session)
                 continue
             self._marks.gate[handle] = 0
-            if session.opened:
+            if session.opened and session.coded != session.version and not self._rewarming(handle):
+                # What waits may be written in another vocabulary than the one it would be read in.
+                self._marks.close(handle, MOVED)
+                self._found[handle] = (step, count)
+                self.on_moved(session)
+            elif session.opened:
                 self._recovery.go_on(session, step, count)
             elif session.asked and step and not (session.wish.resume or session.wish.snapshot):
                 self._ledger.end(session, SessionExists(f"session {id!r} is somebody else's", reason="SESSION_EXISTS"))
@@ -352,6 +374,7 @@ class Protocol:
         """The session is open for the first time."""
         handle = session.handle
         session.opened = True
+        session.coded = session.version
         session.wish.snapshot = b""
         self._marks.base[handle] = self._marks.step[handle] = self._marks.seen[handle] = step
         self._marks.next[handle] = step + 1
@@ -363,6 +386,21 @@ class Protocol:
         session.opening = None
         if session.abandoned:
             self.ask(Kind.CLOSE, [session])
+
+    def _on_moved(self, session: Session) -> None:
+        """An open session is in another version: a rewarm is done, or the server moved it by itself."""
+        question = self._ledger.questions.first(Kind.REWARM, session.handle)
+        if question is None:
+            self.on_moved(session)
+            return
+        call, _ = question
+        if isinstance(call, Rewarming) and call.version in ("", session.version):
+            session.coded = session.version
+            self._ledger.answer(Kind.REWARM, session.handle)
+
+    def _rewarming(self, handle: int) -> bool:
+        """Whether a move is asked for, which is answered once more."""
+        return any(call.kind is Kind.REWARM and handle in call.handles for call in self._ledger.outbox)
 
     def _on_observed(self, predictions: pb.Predictions) -> None:
         numbers, columns = Columns.parse(predictions)

@@ -56,6 +56,7 @@ class AsyncSession:
     @property
     def model(self) -> Model:
         """The model it is pinned to."""
+        self._note_version()
         return self._model
 
     @property
@@ -159,8 +160,8 @@ class AsyncSession:
         """
         self._require_usable()
         await self._answered(self._connection.protocol.rewarm(self._state, version or ""), timeout)
-        self._model = await self._catalog.known(self._state.model, self._state.version, timeout)
-        self._codec = codec_of(self._model)
+        await self._catalog.known(self._state.model, self._state.version, timeout)
+        self._note_version()
 
     @overload
     def generate(
@@ -275,6 +276,12 @@ class AsyncSession:
         await self._connection.wait(call, timeout)
         call.raise_any()
         return call.columns()
+
+    def _note_version(self) -> None:
+        """The session may be in another version than before."""
+        model = self._catalog.of(self._state)
+        if model is not None and model is not self._model:
+            self._model, self._codec = model, codec_of(model)
 
     def _require_usable(self) -> None:
         self._connection.require_open()

@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
-from hiddenstate.codec import Codec
+from hiddenstate.catalog import Catalog
+from hiddenstate.codec import codec_of
 from hiddenstate.columns import Columns
 from hiddenstate.connection import Connection, Patience
+from hiddenstate.descriptions import Model
 from hiddenstate.predictions import Prediction
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
@@ -19,12 +21,14 @@ class AsyncWatch(AsyncIterator[Prediction]):
     A broken connection is made anew within the timeout.
     """
 
-    def __init__(self, connection: Connection, id: str, codec: Codec, timeout: float | None) -> None:
+    def __init__(self, connection: Connection, catalog: Catalog, id: str, model: Model, timeout: float | None) -> None:
         self.skipped = 0
         """Predictions that were left out, because they were taken too slowly or while there was no connection."""
         self._connection = connection
         self._request = pb.WatchSessionRequest(id=id)
-        self._codec = codec
+        self._catalog = catalog
+        self._model = model
+        self._codec = codec_of(model)
         self._timeout = timeout
         self._stream: Any = None
         self._ready: deque[Prediction] = deque()
@@ -53,6 +57,9 @@ class AsyncWatch(AsyncIterator[Prediction]):
             if answer is EOF:
                 raise StopAsyncIteration
             self._connection.reached = True
+            if answer.version != self._model.version:  # it has moved to another one
+                self._model = await self._catalog.known(self._model.name, answer.version, self._timeout)
+                self._codec = codec_of(self._model)
             self._take(answer, anew)
         self._last = self._ready.popleft()
         return self._last

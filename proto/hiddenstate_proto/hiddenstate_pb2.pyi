@@ -686,8 +686,9 @@ Global___Export: _TypeAlias = Export  # noqa: Y015
 @_typing.final
 class Rewarm(_message.Message):
     """Moves sessions to another version of their model, by feeding it the observations that are kept. Answered by
-    Opened. Steps stay as they are. Until then tokens may be read in the vocabulary of either version: where they
-    differ, send words, or wait for the answer. What is queued already is mapped by its text.
+    Opened as soon as the move is as safe as the durability promises. Steps stay as they are. Until then tokens may be
+    read and answered in the vocabulary of either version: where they differ, send words, or wait for the answer. What
+    is queued already is mapped by its text.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1945,8 +1946,11 @@ class WatchSessionResponse(_message.Message):
 
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     skipped: _builtins.int
     """Predictions left out since the last message, because this watcher reads too slowly."""
+    version: _builtins.str
+    """The version that made them: the session may move to another one."""
     @_builtins.property
     def predictions(self) -> Global___Predictions:
         """One or more predictions of the session, in order; its handles are 0."""
@@ -1956,10 +1960,11 @@ class WatchSessionResponse(_message.Message):
         *,
         predictions: Global___Predictions | None = ...,
         skipped: _builtins.int = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "skipped", b"skipped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "skipped", b"skipped", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,8 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_proto import hiddenstate_pb2_grpc as pb_grpc
 
 WORDS = ["<unk>", "<eos>", "the", "cat", "sat", "on", "mat", "."]
+OTHER_WORDS = [*WORDS[:2], *reversed(WORDS[2:])]
+"""Of version 9; the other versions have the same words."""
 MODELS = {
     "words": pb.Model(
         name="words",
@@ -150,6 +152,8 @@ class Fake(pb_grpc.HiddenStateServiceServicer):
         model = pb.Model()
         model.CopyFrom(MODELS[request.name])
         model.version = request.version or model.version
+        if model.version == "9":
+            model.text.vocabulary[:] = OTHER_WORDS
         return pb.GetModelResponse(model=model)
 
     async def ReloadModels(self, request: pb.ReloadModelsRequest, context: Any) -> pb.ReloadModelsResponse:
@@ -197,7 +201,8 @@ class Fake(pb_grpc.HiddenStateServiceServicer):
         states.put_nowait(copy.deepcopy(held))
         skipped = 0
         while (state := await states.get()) is not None:
-            yield pb.WatchSessionResponse(predictions=_predictions([(0, state.step, state)]), skipped=skipped)
+            predictions = _predictions([(0, state.step, state)])
+            yield pb.WatchSessionResponse(predictions=predictions, skipped=skipped, version=state.version)
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the watch was dropped")
 
     async def _authenticate(self, context: Any) -> None:

@@ -39,6 +39,12 @@ async def wire(serving: Serving) -> Wire:
     return wire
 
 
+async def moved(wire: Wire, times: int = 1) -> list[pb.Opened]:
+    """Waits until that many moves were told, and returns them."""
+    await wire.until(lambda wire: len(moves(wire)) >= times)
+    return moves(wire)
+
+
 def moves(wire: Wire) -> list[pb.Opened]:
     """What was opened after the first."""
     return [opened for frame in wire.frames for opened in frame.opened][1:]
@@ -55,8 +61,8 @@ async def test_in_order_with_observations(wire: Wire, serving: Serving, loaded: 
         close([0]),
     )
     await wire.until(lambda wire: wire.closed)
-    (moved,) = moves(wire)
-    assert (moved.version, list(moved.session_ids), moved.steps) == ("2", ["s"], before.to_bytes(8, "little"))
+    (told,) = await moved(wire)
+    assert (told.version, list(told.session_ids), told.steps) == ("2", ["s"], before.to_bytes(8, "little"))
     old, new = alone(loaded, "next-word", tokens), alone(loaded, "next-word", tokens, "2")
     assert [answer.step for answer in wire.observed] == list(range(1, before + 10))
     for answer in wire.observed:
@@ -98,8 +104,8 @@ async def test_rewinds_keep_their_count_and_place(wire: Wire, loaded: list[Loade
         words([0], [9], [5]),
     )
     await wire.answered(7)
-    (moved,) = moves(wire)
-    assert (moved.steps, moved.rewinds) == ((5).to_bytes(8, "little"), (1).to_bytes(4, "little"))
+    (told,) = await moved(wire)
+    assert (told.steps, told.rewinds) == ((5).to_bytes(8, "little"), (1).to_bytes(4, "little"))
     assert_same(wire.rewound[1].columns, alone(loaded, "next-word", [2, 3, 4, 5], "2")[-1])
     assert_same(wire.observed[-1].columns, alone(loaded, "next-word", [2, 3, 4, 5, 9], "2")[-1])
     await wire.send(rewind([0], [1], [2]))
@@ -110,14 +116,14 @@ async def test_rewinds_keep_their_count_and_place(wire: Wire, loaded: list[Loade
 async def test_there_and_back(wire: Wire, loaded: list[LoadedModel]) -> None:
     await wire.send(words([0], [3]), rewarm([0], "2"), words([0], [4]), rewarm([0], "1"), words([0], [5]))
     await wire.answered(3)
-    assert [opened.version for opened in moves(wire)] == ["2", "1"]
+    assert [opened.version for opened in await moved(wire, 2)] == ["2", "1"]
     assert_same(wire.observed[2].columns, alone(loaded, "next-word", [3, 4, 5])[-1])
 
 
 async def test_to_where_it_is_already(wire: Wire, loaded: list[LoadedModel]) -> None:
     await wire.send(words([0], [3]), rewarm([0], "1"), words([0], [4]))
     await wire.answered(2)
-    assert [opened.version for opened in moves(wire)] == ["1"]
+    assert [opened.version for opened in await moved(wire)] == ["1"]
     assert_same(wire.observed[1].columns, alone(loaded, "next-word", [3, 4])[-1])
 
 
@@ -392,8 +398,9 @@ async def test_a_moved_session_outlives_its_server(
     await wire.open([0], "next-word", version="1", ids=["s"])
     await wire.send(words([0] * 3, [3, 4, 5]), rewarm([0], "2"), words([0], [6]))
     await wire.answered(4)
-    (moved,) = moves(wire)
-    assert (moved.version, moved.steps) == ("2", (3).to_bytes(8, "little"))
+    (opened,) = await moved(wire)
+    assert (opened.version, opened.steps) == ("2", (3).to_bytes(8, "little"))
+    assert int.from_bytes(opened.durable_steps, "little") >= 3, "the move was told before a restart would find it"
     told = [(len(frame.opened), sum(len(p.steps) // 8 for p in frame.observed)) for frame in wire.frames]
     before_the_move = told[: 1 + [opened for opened, _ in told[1:]].index(1) + 1]
     assert sum(observed for _, observed in before_the_move) >= 3, "the move was told before what it follows"

@@ -112,11 +112,8 @@ def _begin(host: Host, source: ServedModel, row: int, version: str, now: float) 
 
 
 def _answer(host: Host, stream: Stream, model: ServedModel, row: int) -> None:
-    """Tells the client that asked, after the answers to what it had observed before."""
-    if stream.held is None:
-        _send(stream, _opened(host, model, row))
-    else:
-        host.when_durable(model, np.array([row]), partial(_send, stream, now_durable(_opened(host, model, row))))
+    """Tells the client that asked, once a restart finds the session there: it sends the new version's tokens now."""
+    host.when_durable(model, np.array([row]), partial(_send, stream, now_durable(_opened(host, model, row))))
 
 
 def _send(stream: Stream, answer: pb.Opened) -> None:

@@ -541,14 +541,15 @@ class ServedModel:
 
     def _tell_watchers(self, rows: RowArray, outputs: Outputs) -> None:
         keys = [self.table.keys[row] for row in rows.tolist()]
-        self._watching.tell(keys, self.table.applied[rows], outputs, self._vocabulary)
+        self._watching.tell(keys, self.table.applied[rows], outputs, self.info.version, self._vocabulary)
 
     @contextmanager
     def watched(self, row: int, with_words: bool) -> Iterator[Watcher]:
         """A watcher of a row's session, who sees its current prediction first."""
         with self._watching.following(self.table.keys[row], with_words) as watcher:
             rows = np.array([row])
-            watcher.add(Seen(int(self.table.applied[row]), self.engine.last(rows), self._vocabulary))
+            last = self.engine.last(rows)
+            watcher.add(Seen(int(self.table.applied[row]), last, self.info.version, self._vocabulary))
             yield watcher
 
     def _went_back(self, row: int, step: int) -> None:

@@ -29,6 +29,8 @@ class Seen(NamedTuple):
     step: int
     outputs: Outputs
     """Of one row."""
+    version: str
+    """Of the model that made it."""
     vocabulary: Sequence[str]
 
 
@@ -63,11 +65,10 @@ class Watcher:
             self._changed.clear()
             await self._changed.wait()
         seen = [self._queue.popleft()]
-        # A session that moves to another version of its model may get another vocabulary.
-        while self._queue and self._queue[0].vocabulary is seen[0].vocabulary:
+        while self._queue and self._queue[0].version == seen[0].version:
             seen.append(self._queue.popleft())
         skipped, self._skipped = self._skipped, 0
-        return pb.WatchSessionResponse(predictions=self._predictions(seen), skipped=skipped)
+        return pb.WatchSessionResponse(predictions=self._predictions(seen), skipped=skipped, version=seen[0].version)
 
     def _predictions(self, seen: Sequence[Seen]) -> pb.Predictions:
         fields = seen[0].outputs._fields
@@ -108,11 +109,18 @@ class Watching:
             if not self._watchers[key]:
                 del self._watchers[key]
 
-    def tell(self, keys: Sequence[str], steps: NDArray[np.int64], outputs: Outputs, vocabulary: Sequence[str]) -> None:
-        """Has the watchers of these sessions [n] see predictions, whose outputs are [n, ...]."""
+    def tell(
+        self,
+        keys: Sequence[str],
+        steps: NDArray[np.int64],
+        outputs: Outputs,
+        version: str,
+        vocabulary: Sequence[str],
+    ) -> None:
+        """Has the watchers of these sessions [n] see predictions of a version, whose outputs are [n, ...]."""
         for index, key in enumerate(keys):
             for watcher in self._watchers.get(key, ()):
-                watcher.add(Seen(int(steps[index]), _row(outputs, index), vocabulary))
+                watcher.add(Seen(int(steps[index]), _row(outputs, index), version, vocabulary))
 
     def end(self, key: str, error: ServerError) -> None:
         """The session has ended, or gone elsewhere."""
