@@ -189,6 +189,18 @@ class Ledger:
         self.retention.rewrite(handle)
         self.marks.next[handle] = runs[0].first
 
+    def fail_sent(self, error: HiddenstateError) -> None:
+        """Everything that was sent and is not answered fails; sessions that are open live on."""
+        for handle in self.runs.busy():
+            self.fail_runs(handle, error)
+        for handle, asked, position in self.questions.take_all():
+            self.fail_row(asked, handle, position, error)
+        for generating in list(self.generations.values()):
+            self.fail_row(generating, int(generating.handles[0]), 0, error)
+        for session in list(self.sessions.values()):
+            if not session.opened and session.handle not in self.unopened:
+                self.end(session, error)
+
     def fail_row(self, call: Asking, handle: int, position: int, error: HiddenstateError) -> None:
         """One row of a question fails; to close what has ended is no failure."""
         if call.kind is not Kind.CLOSE:

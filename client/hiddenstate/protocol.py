@@ -313,12 +313,7 @@ class Protocol:
 
     def fail(self, error: HiddenstateError) -> list[Call]:
         """Fails everything that waits, for instance since the server refuses this client; sessions live on."""
-        for handle in self._ledger.runs.busy():
-            self._ledger.fail_runs(handle, error)
-        for handle, asked, position in self._ledger.questions.take_all():
-            self._ledger.fail_row(asked, handle, position, error)
-        for generating in list(self._ledger.generations.values()):
-            self._ledger.fail_row(generating, int(generating.handles[0]), 0, error)
+        self._ledger.fail_sent(error)
         outbox, self._ledger.outbox = self._ledger.outbox, []
         for waiting in outbox:
             if isinstance(waiting, Asking):

@@ -126,10 +126,10 @@ class Refusals:
 
     def _on_frame_refused(self, error: HiddenstateError) -> None:
         """A whole frame was refused, and nothing says which: only a new connection makes both sides agree."""
-        for handle in self._ledger.runs.busy():
-            if error.retry_after is None:
-                self._ledger.fail_runs(handle, error)
-            else:
+        if error.retry_after is None:
+            self._ledger.fail_sent(error)  # sent again, it would be refused again
+        else:
+            for handle in self._ledger.runs.busy():
                 self._ledger.refuse(handle, error)
         self.broken = error
 

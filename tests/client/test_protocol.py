@@ -191,6 +191,29 @@ def test_a_frame_the_server_cannot_read_fails_what_is_under_way() -> None:
     assert again.columns().locations[0, 0] == 5
 
 
+@pytest.mark.parametrize("kind", [Kind.PEEK, Kind.HEARTBEAT, Kind.EXPORT])
+def test_so_do_questions_and_what_was_to_be_opened(kind: Kind) -> None:
+    wire = Wire()
+    first, second = wire.open("a", "b")
+    sent: list[Call] = [
+        wire.protocol.ask(kind, [first]),
+        wire.protocol.fork(second, 2),
+        wire.protocol.open(Wish("values"), ["new"])[0],
+    ]
+    wire.send()
+    wire.to_server.clear()
+    waiting = wire.protocol.observe(first, values(5))
+    bad = status("FRAME_INVALID", code_pb2.INVALID_ARGUMENT)
+    wire.finished += wire.protocol.receive(pb.StreamResponse(faults=[pb.Fault(status=bad)]), wire.now)
+    for call in sent:
+        assert call in wire.finished
+        assert {error.reason for error in call.errors.values()} == {"FRAME_INVALID"}
+    wire.cut()
+    wire.settle()
+    assert waiting.columns().locations[0, 0] == 5
+    assert list(wire.fake.sessions) == ["a", "b"]
+
+
 def test_a_session_that_went_back_is_lost() -> None:
     wire = Wire()
     (session,) = wire.open("a")
