@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hiddenstate_server.stepping.history import History
+from hiddenstate_server.stepping.recent import SPACING
 
 ROWS, SIZE = 4, 3
 
@@ -55,6 +56,9 @@ class AgainstLists(RuleBasedStateMachine):
             assert 1 <= len(inputs) <= target
             np.testing.assert_array_equal(inputs, self.told[row][target - len(inputs) : target])
             np.testing.assert_allclose(state + inputs.sum(axis=0), self.sum_of(row, target), rtol=1e-5)
+            for step in range(target - len(inputs) + 1, target + 1):
+                self.states[row] = self.sum_of(row, step)
+                self.history.replayed(np.array([row]))
         self.states[row] = self.sum_of(row, target)
         self.applied[row] = target
         self.history.went_back(row, now, target)
@@ -130,6 +134,41 @@ def test_tokens_come_back_as_they_came() -> None:
     recent = history.recent(0)
     assert recent.dtype == np.int64
     assert recent.tolist() == list(range(130 - len(recent), 130))
+
+
+def test_who_goes_back_again_replays_little() -> None:
+    history, states, applied = make(64)
+
+    def observe(count: int) -> None:
+        for _ in range(count):
+            applied[:] += 1
+            states[:] = applied[:, None]
+            history.record(np.array([0, 1]), applied.copy(), applied.copy())
+
+    def rewind(row: int, count: int) -> int:
+        now = int(applied[row])
+        target = now - count
+        state, inputs = history.replay(row, target)
+        assert state[0] == target - len(inputs)
+        for step in range(target - len(inputs) + 1, target + 1):
+            states[row] = step
+            history.replayed(np.array([row]))
+        applied[row] = target
+        history.went_back(row, now, target)
+        return len(inputs)
+
+    observe(190)
+    assert rewind(0, 1) > 20
+    assert sum(rewind(0, 1) for _ in range(10)) <= 10 * SPACING
+    for _ in range(8):
+        observe(5)
+        assert rewind(0, 2) <= 2 * SPACING
+    # There is one place for the two of them: the other row takes it, and both come where they should.
+    rewind(1, 1)
+    assert rewind(1, 1) <= 2 * SPACING
+    rewind(0, 1)
+    history.clear(np.array([0, 1]))
+    history.check_integrity(np.array([0, 1]))
 
 
 def test_integrity_check_finds_what_is_left() -> None:

@@ -1,7 +1,7 @@
 """The last observations of each row, and states to feed them to again: how a session goes back.
 
-Few states are kept, and what came after one is replayed: a ring of all states would go back without a step, but takes
-ten to thirty times the memory.
+Few states are kept, and what came after one is replayed: a ring of all states would go back with a single step, but
+takes ten times the memory. Sessions that do go back have more of them for a while.
 
 Observations come in with every tick and are needed hardly ever. So a tick only notes its arrays, and every so many
 ticks they are written in bulk; rows that have come far enough from their newest kept state then keep the one they are
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiddenstate_server.runtimes import FloatArray, InputArray, RowArray
+from hiddenstate_server.stepping.recent import RecentStates
 
 KEPT = 2
 """States kept for each row."""
@@ -71,6 +72,9 @@ class History:
         self.columns: dict[str, NDArray[Any]] = dict(zip(names, self._columns, strict=True)) if limit else {}
         """All there is of a row, to be read after `settle`, and written."""
         self._noted: list[tuple[RowArray, NDArray[np.int64], InputArray]] = []
+        self._recent_states = RecentStates(states)
+        self._replayed: dict[int, int] = {}
+        """Rows that are on their way back, and the steps they are at."""
 
     @property
     def row_bytes(self) -> int:
@@ -82,9 +86,17 @@ class History:
     def record(self, rows: RowArray, steps: NDArray[np.int64], inputs: InputArray) -> None:
         """Notes observations just applied, `steps` [n] being their numbers; the arrays must not change afterwards."""
         if self.limit:
+            if self._recent_states:
+                self._recent_states.note(rows, steps)
             self._noted.append((rows, steps, inputs))
             if len(self._noted) >= _WRITE_TICKS:
                 self.settle()
+
+    def replayed(self, rows: RowArray) -> None:
+        """Notes that rows on their way back came a step further."""
+        for row in rows.tolist():
+            self._replayed[row] += 1
+        self._recent_states.note(rows, np.array([self._replayed[row] for row in rows.tolist()]))
 
     def settle(self) -> None:
         """Brings the columns up to date."""
@@ -111,13 +123,20 @@ class History:
         return max(int(self._first[row]), max(furthest, int(self._furthest[row])) - self.limit)
 
     def replay(self, row: int, step: int) -> Replay:
-        """From which state, and with which inputs, a row comes to a step from 1 that is not before `oldest`."""
+        """From which state, and with which inputs, a row comes to a step from 1 that is not before `oldest`.
+
+        The row is told of by `replayed` until it is there.
+        """
         self.settle()
         at = self._at[row]
         before = np.where(at < step, at, 0)
         place = int(before.argmax())
         start = int(before[place])
         state = self._states[row, place] if start else self._initial
+        recent = self._recent_states.before(row, step)
+        if recent is not None and recent.step > start:
+            start, state = recent
+        self._replayed[row] = start
         return Replay(state.copy(), self._between(row, start, step))
 
     def recent(self, row: int) -> InputArray:
@@ -136,6 +155,7 @@ class History:
 
     def went_back(self, row: int, furthest: int, step: int) -> None:
         """A row that was at `furthest` is now at `step`."""
+        self._replayed.pop(row, None)
         self._furthest[row] = max(furthest, int(self._furthest[row]))
         at = self._at[row]
         self._states[row, at > step] = 0
@@ -160,6 +180,7 @@ class History:
     def clear(self, rows: RowArray) -> None:
         """Forgets rows."""
         self.settle()
+        self._recent_states.clear(rows)
         # States that were never kept are not written to: their memory was never touched.
         kept, places = np.nonzero(self._at[rows])
         self._states[rows[kept], places] = 0
@@ -170,5 +191,6 @@ class History:
     def check_integrity(self, free: RowArray) -> None:
         """Raises AssertionError unless nothing is kept for these rows."""
         self.settle()
+        self._recent_states.check_integrity(free)
         if any(column[free].any() for column in self._columns):
             raise AssertionError("a free row has a history")

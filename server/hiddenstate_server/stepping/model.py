@@ -502,6 +502,7 @@ class ServedModel:
         self.metrics.step_finished(start, len(batch.rows))
         if silent is not None:
             self.metrics.replayed(int(silent.sum()))
+            self.history.replayed(batch.rows[silent])
             heard = ~silent
             batch, outputs = batch.only(heard), each_column(outputs, lambda column: column[heard])
         if len(batch.rows):
