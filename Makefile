@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto bench torture prometheus redis clean
+.PHONY: help setup demo test check proto bench torture interleavings prometheus redis clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 GENERATED := proto/hiddenstate_proto
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## Make .venv with everything in it (once; again when pyproject.toml or constraints.txt change)
 	@echo "$(VENV) is ready"
@@ -36,6 +36,9 @@ bench: $(INSTALLED) ## Measure the server beside an echo server and the bare eng
 
 torture: $(INSTALLED) ## Kill servers, stores and connections under load for an hour (ARGS="kill-behind --count 50 --seed 7")
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.torture $(ARGS)
+
+interleavings: $(INSTALLED) ## Try thousands of random interleavings of what clients, servers and time can do (N=20: twenty times those of `make test`)
+	@INTERLEAVINGS=$(or $(N),20) $(BIN)/python -m pytest -q --timeout 0 tests/server/test_isolation.py tests/server/test_keeper_interleavings.py
 
 prometheus: $(INSTALLED)
 	@deploy/get-prometheus.sh $(BIN)

@@ -1,5 +1,6 @@
 """A small model without ONNX, and a clock that stands still, for tests of what surrounds the arithmetic."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from hiddenstate_server.stepping.model import ModelInfo, ServedModel, TextInfo
 
 VOCABULARY = ("<unk>", "<eos>", *(f"word{i}" for i in range(18)))
 STATE_SIZE = 6
+LONGER = int(os.environ.get("INTERLEAVINGS", "1"))
+"""How many times more random interleavings are tried than in a quick run."""
 
 
 class MixingWords:
