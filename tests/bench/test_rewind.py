@@ -1,6 +1,7 @@
 """A small run of `bench.rewind`: who goes back again replays less than the first time."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from bench import rewind
@@ -11,7 +12,9 @@ from hiddenstate_server.versions.repository import load_models
 
 
 @pytest.mark.parametrize("task", ["next-word", "next-value"])
-def test_going_back_again_is_cheaper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+def test_going_back_again_is_cheaper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Literal["next-word", "next-value"]
+) -> None:
     monkeypatch.setattr(rewind, "SESSIONS", 4)
     random_bundle(tmp_path, task, seed=1)
     (model,) = load_models(load(["--models", str(tmp_path), "--max-batch", "16"]))
