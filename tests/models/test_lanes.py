@@ -35,11 +35,12 @@ def read_back(chunks: list[Chunk], lane: int) -> tuple[list[list[int]], bool]:
     lanes=st.integers(1, 5),
     steps=st.integers(1, 9),
     seed=st.none() | st.integers(0, 3),
+    vary=st.booleans(),
 )
 def test_every_step_is_read_once_and_no_state_crosses_documents(
-    lengths: list[int], lanes: int, steps: int, seed: int | None
+    lengths: list[int], lanes: int, steps: int, seed: int | None, vary: bool
 ) -> None:
-    data = Lanes(documents(lengths), lanes=lanes, steps=steps, padding=IGNORED, seed=seed)
+    data = Lanes(documents(lengths), lanes=lanes, steps=steps, padding=IGNORED, seed=seed, vary=vary)
     chunks = list(data.epoch(0))
     assert len(chunks) == data.chunks_per_epoch(0)
     owner = np.repeat(np.arange(len(lengths)), lengths)
@@ -76,3 +77,16 @@ def test_one_long_document_fills_all_lanes() -> None:
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to predict"):
         Lanes(documents([]), lanes=2, steps=3, padding=IGNORED)
+
+
+def test_varied_chunks_are_about_as_long_as_asked_and_can_be_taken_up_again() -> None:
+    data = Lanes(documents([100_000]), lanes=4, steps=70, padding=IGNORED, seed=1, vary=True)
+    chunks = list(data.epoch(0))
+    lengths = np.array([len(chunk.inputs) for chunk in chunks[:-1]])
+    half = lengths < 52
+    assert 0.01 < half.mean() < 0.12
+    assert lengths[~half].mean() == pytest.approx(70, abs=1)
+    assert lengths[~half].std() == pytest.approx(5, abs=1)
+    later = list(data.epoch(0, skip=100))
+    assert all(np.array_equal(a.targets, b.targets) for a, b in zip(chunks[100:], later, strict=True))
+    assert [len(chunk.inputs) for chunk in data.epoch(1)][:20] != lengths[:20].tolist()

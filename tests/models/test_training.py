@@ -23,7 +23,7 @@ from hiddenstate_models.training.checkpoint import Checkpoint, load_checkpoint, 
 from hiddenstate_models.training.clipping import clip_gradients
 from hiddenstate_models.training.loop import Progress, Trainer, Update, make_optimizer
 from hiddenstate_models.training.next_word import NEXT_WORD, NextWordOptions, NextWordTask
-from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
+from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax, smoothing
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.run import load_weights
 
@@ -74,9 +74,18 @@ def test_ten_updates_equal_five_and_five_after_a_resume(
     resumes_to_the_bit(documents, tmp_path, options, replace(WORDS, output=output, samples=6))
 
 
-@pytest.mark.parametrize("remedy", [{"gradient_regulariser": 0.5, "k2": 6}, {"clip_adaptive": 0.1, "clip_value": 0.1}])
+@pytest.mark.parametrize(
+    "remedy",
+    [
+        {"gradient_regulariser": 0.5, "k2": 6},
+        {"clip_adaptive": 0.1, "clip_value": 0.1},
+        {"average": "ema", "schedule": "linear"},
+        {"average": "nt-asgd", "non_monotone": 1, "schedule": "step", "decay_after": 0, "learning_rate": 3.0},
+        {"sample_k1": True, "k1": 6, "k2": 6, "average": "asgd"},
+    ],
+)
 def test_remedies_resume_to_the_bit(documents: list[list[str]], tmp_path: Path, remedy: dict[str, Any]) -> None:
-    resumes_to_the_bit(documents, tmp_path, replace(OPTIONS, **remedy), WORDS)
+    resumes_to_the_bit(documents, tmp_path, replace(OPTIONS, **remedy), replace(WORDS, label_smoothing=0.1))
 
 
 def resumes_to_the_bit(
@@ -90,6 +99,9 @@ def resumes_to_the_bit(
     assert resumed.progress["update"] == 10
     for name, weight in straight.weights.items():
         assert torch.equal(weight, resumed.weights[name]), name
+    assert straight.average.keys() == resumed.average.keys()
+    assert all(torch.equal(average, resumed.average[name]) for name, average in straight.average.items())
+    assert straight.progress["history"] == resumed.progress["history"]
     assert torch.equal(straight.state, resumed.state)
 
 
@@ -169,6 +181,20 @@ def test_sampled_softmax_estimates_the_full_one() -> None:
     assert mean == pytest.approx(full, rel=0.01)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_label_smoothing_is_torchs(share: float) -> None:
+    torch.manual_seed(0)
+    network = NextWordNetwork(replace(WORDS, hidden="16", embedding=16, dropout=0.0).network(30))
+    torch.nn.init.normal_(network.head.bias)
+    outputs, targets = torch.randn(5, 4, 16), torch.randint(0, 30, (5, 4))
+    targets[1, 2] = -100
+    with torch.no_grad():
+        got = FullSoftmax()(network.head, outputs, targets) + share * smoothing(network.head, outputs, targets)
+        logits = network.head(outputs).flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=share)
+    torch.testing.assert_close(got, expected)
+
+
 def test_clipping_by_value_and_by_norm() -> None:
     network = torch.nn.Linear(2, 1, bias=False)
     network.weight.grad = torch.tensor([[3.0, 4.0]])
@@ -217,7 +243,7 @@ def test_plateau_lowers_the_rate(documents: list[list[str]]) -> None:
     run = trainer(documents, replace(OPTIONS, schedule="plateau", learning_rate=1e-12, patience=3, warmup=0))
     run.progress.best_loss = 0.0
     fit(run)
-    assert run.progress.decay == 0.25**3
+    assert run.progress.plateaus == 3
 
 
 @pytest.mark.parametrize(
@@ -227,6 +253,8 @@ def test_plateau_lowers_the_rate(documents: list[list[str]]) -> None:
         ("k2", 4, "k2 must be a multiple of k1"),
         ("learning_rate", 0.0, "learning_rate must be greater than 0"),
         ("clip_norm", -1.0, "clip_norm must not be negative"),
+        ("decay", 1.5, "decay must lie between 0 and 1"),
+        ("non_monotone", 0, "non_monotone must be at least 1"),
     ],
 )
 def test_options_are_checked(field: str, value: Any, message: str) -> None:

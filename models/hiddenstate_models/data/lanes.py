@@ -6,6 +6,8 @@ chunk from a fresh state: no state ever crosses from one document to another.
 """
 
 import heapq
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +18,10 @@ from hiddenstate_models.errors import DataError
 
 Documents = Sequence[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
 """Inputs [N, ...] and targets [N, ...] of each document or series."""
+
+
+_USUAL, _SPREAD = 0.95, 1 / 14
+"""Of varied lengths: how many are around the full length, not half of it; their deviation (5 of 70 in the paper)."""
 
 
 class Chunk(NamedTuple):
@@ -34,7 +40,8 @@ class Lanes:
 
     Documents go to whichever lane is the emptiest, longest first, so that lanes end together; then each lane's own
     order is shuffled. A document longer than a lane's fair share is cut, so that one book fills all lanes, unless
-    documents are to stay `whole`, as scores want them.
+    documents are to stay `whole`, as scores want them. Chunks that `vary` have about `steps` steps, now and then half
+    as many, so that no step is always the last of its window (Merity et al., 2018).
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Lanes:
         padding: float,
         seed: int | None = None,
         whole: bool = False,
+        vary: bool = False,
     ) -> None:
         total = sum(len(inputs) for inputs, _ in documents)
         if not total:
@@ -56,9 +64,10 @@ class Lanes:
             for inputs, targets in documents
             for start in range(0, len(inputs), share)
         ]
-        self._steps = steps
+        self.steps = steps
         self._padding = padding
         self._seed = seed
+        self._vary = vary
         self._lanes = lanes
         self._chunks_of = [-(-len(inputs) // steps) for inputs, _ in self._documents]
 
@@ -69,16 +78,35 @@ class Lanes:
 
     def chunks_per_epoch(self, epoch: int) -> int:
         """How many chunks `epoch` yields."""
-        return max(sum(self._chunks_of[i] for i in lane) for lane in self._assign(epoch))
+        return sum(1 for _ in self._plan(epoch))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
         """The chunks of one epoch from the `skip`-th on; the same arguments always give the same chunks."""
-        plan = [[(i, start) for i in lane for start in self._starts(i)] for lane in self._assign(epoch)]
-        for position in range(skip, max(map(len, plan))):
-            yield self._chunk([lane[position] if position < len(lane) else None for lane in plan])
+        for steps, places in itertools.islice(self._plan(epoch), skip, None):
+            yield self._chunk(places, steps)
 
-    def _starts(self, document: int) -> range:
-        return range(0, len(self._documents[document][0]), self._steps)
+    def _plan(self, epoch: int) -> Iterator[tuple[int, list[tuple[int, int] | None]]]:
+        """Every chunk's steps, and each lane's document and place in it; None: nothing left for the lane."""
+        waiting = [deque(lane) for lane in self._assign(epoch)]
+        starts = [0] * self._lanes
+        for steps in self._lengths(epoch):
+            if not any(waiting):
+                return
+            yield steps, [(lane[0], start) if lane else None for lane, start in zip(waiting, starts, strict=True)]
+            for i, lane in enumerate(waiting):
+                starts[i] += steps
+                if lane and starts[i] >= len(self._documents[lane[0]][0]):
+                    lane.popleft()
+                    starts[i] = 0
+
+    def _lengths(self, epoch: int) -> Iterator[int]:
+        """Steps of each chunk, without an end."""
+        if not self._vary:
+            yield from itertools.repeat(self.steps)
+        generator = np.random.default_rng((self._seed or 0, epoch, self.steps))
+        while True:
+            mean = self.steps * (1.0 if generator.random() < _USUAL else 0.5)
+            yield max(round(generator.normal(mean, _SPREAD * self.steps)), 1)
 
     def _assign(self, epoch: int) -> list[list[int]]:
         order = np.arange(len(self._documents))
@@ -97,9 +125,9 @@ class Lanes:
                 generator.shuffle(assigned)
         return lanes
 
-    def _chunk(self, places: Sequence[tuple[int, int] | None]) -> Chunk:
+    def _chunk(self, places: Sequence[tuple[int, int] | None], steps: int) -> Chunk:
         first_inputs, first_targets = self._documents[0]
-        shape = (self._steps, self._lanes)
+        shape = (steps, self._lanes)
         inputs = np.zeros((*shape, *first_inputs.shape[1:]), first_inputs.dtype)
         targets = np.full((*shape, *first_targets.shape[1:]), self._padding, first_targets.dtype)
         starts = np.ones(self._lanes, bool)
@@ -108,7 +136,7 @@ class Lanes:
                 continue
             document, start = place
             source, expected = self._documents[document]
-            piece = slice(start, start + self._steps)
+            piece = slice(start, start + steps)
             length = len(source[piece])
             inputs[:length, lane] = source[piece]
             targets[:length, lane] = expected[piece]

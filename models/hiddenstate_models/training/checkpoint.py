@@ -18,6 +18,8 @@ class Checkpoint:
     """Everything a run needs to go on as if it had never stopped."""
 
     weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    """Averaged weights; empty where none are."""
     optimizer: dict[str, Any]
     """The optimizer's `state_dict()`."""
     state: Tensor
@@ -29,6 +31,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Replaces the checkpoint in `folder`; an interruption leaves the old one or the new one, never a mixture."""
     tensors = {f"weights.{name}": tensor for name, tensor in checkpoint.weights.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in checkpoint.average.items()}
     tensors["state"] = checkpoint.state
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in checkpoint.optimizer["state"].items():
@@ -74,10 +77,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         if kind == "optimizer":
             index, _, entry = rest.partition(".")
             entries.setdefault(int(index), {})[entry] = tensor
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
     return Checkpoint(
-        weights={
-            name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")
-        },
+        weights=under("weights."),
+        average=under("average."),
         optimizer={"state": entries, "param_groups": record["optimizer"]["groups"]},
         state=tensors["state"],
         progress=record["progress"],

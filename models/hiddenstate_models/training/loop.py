@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.errors import TrainingError
+from hiddenstate_models.training.averaging import WeightAverage, stopped_improving
 from hiddenstate_models.training.checkpoint import Checkpoint
 from hiddenstate_models.training.clipping import clip_gradients
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.regulariser import gradient_norm_penalty, recording
-
-PLATEAU_DECAY = 0.25
+from hiddenstate_models.training.schedules import learning_rate
 
 
 class Network(Protocol):
@@ -72,8 +72,12 @@ class Progress:
     update: int = 0
     best_loss: float = math.inf
     best_epoch: int = -1
-    decay: float = 1.0
-    """Factor on the learning rate by the plateau schedule."""
+    plateaus: int = 0
+    """Epochs that brought no better validation loss."""
+    averaging_since: int | None = None
+    """The first epoch whose weights are averaged; None: not yet, or never."""
+    averaged: int = 0
+    """Updates whose weights are in the average."""
     epoch_loss: float = 0.0
     epoch_count: int = 0
     seconds: float = 0.0
@@ -148,7 +152,7 @@ class Trainer:
     ) -> None:
         if options.lanes % fabric.world_size:
             raise TrainingError(f"{options.lanes} lanes cannot be shared by {fabric.world_size} processes equally")
-        self.progress = Progress()
+        self.progress = Progress(averaging_since=0 if options.average in ("ema", "asgd") else None)
         self._task = task
         self._options = options
         self._fabric = fabric
@@ -158,6 +162,7 @@ class Trainer:
         self._learner, self._optimizer = fabric.setup(
             WindowLoss(network, task, regularised=options.gradient_regulariser > 0), optimizer
         )
+        self._average = None if options.average == "none" else WeightAverage(network, options)
         self._local_lanes = options.lanes // fabric.world_size
         self._state = self._fresh_state()
         self._updates = options.epochs * task.lanes.chunks_per_epoch(0)
@@ -191,15 +196,21 @@ class Trainer:
                     on_checkpoint(self.checkpoint())
                     saved = time.monotonic()
             if self._end_epoch():
-                on_best(self._network)
+                on_best(self.best_guess)
             on_checkpoint(self.checkpoint())
         return True
+
+    @property
+    def best_guess(self) -> nn.Module:
+        """What is validated and kept: the average of the weights as soon as there is one, until then the weights."""
+        return self._average.network if self._average and self.progress.averaged else self._network
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands."""
         states = cast(Tensor, self._fabric.all_gather(self._state))
         return Checkpoint(
             weights=self._network.state_dict(),
+            average=self._average.network.state_dict() if self._average else {},
             optimizer=self._optimizer.state_dict(),
             state=states.reshape(self._options.lanes, -1),
             progress=asdict(self.progress),
@@ -208,6 +219,8 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint of a run with the same options and data."""
         self._network.load_state_dict(checkpoint.weights)
+        if self._average:
+            self._average.network.load_state_dict(checkpoint.average)
         self._optimizer.load_state_dict(checkpoint.optimizer)
         own = slice(self._fabric.global_rank * self._local_lanes, (self._fabric.global_rank + 1) * self._local_lanes)
         self._state = checkpoint.state[own].to(self._fabric.device)
@@ -219,8 +232,12 @@ class Trainer:
 
     def _finished(self) -> bool:
         progress = self.progress
-        waited = progress.epoch - 1 - progress.best_epoch
-        return progress.epoch >= self._options.epochs or (progress.epoch > 0 and waited >= self._options.patience)
+        if progress.epoch >= self._options.epochs:
+            return True
+        if self._options.average == "nt-asgd" and progress.averaging_since is None:
+            return False
+        last_good = max(progress.best_epoch, (progress.averaging_since or 0) - 1)
+        return progress.epoch - 1 - last_good >= self._options.patience
 
     def _windows(self) -> Iterator[list[Chunk]]:
         """This epoch's windows from where the run is: the last k2 / k1 chunks, fewer at an epoch's beginning."""
@@ -237,7 +254,14 @@ class Trainer:
         options, progress = self._options, self.progress
         started = time.monotonic()
         torch.manual_seed(hash((options.seed, progress.update, self._fabric.global_rank)) % 2**63)
-        rate = self._learning_rate()
+        rate = learning_rate(
+            options,
+            update=progress.update,
+            total_updates=self.total_updates,
+            epoch=progress.epoch,
+            plateaus=progress.plateaus,
+            steps=len(window[-1].inputs),
+        )
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         count = self._task.count(window[-1])
@@ -257,6 +281,9 @@ class Trainer:
                 "lower --learning-rate or a lower --clip-norm."
             )
         self._optimizer.step()
+        if self._average and progress.averaging_since is not None:
+            self._average.add(self._network, progress.averaged)
+            progress.averaged += 1
         if len(window) == options.k2 // options.k1:
             self._state = after_first
         progress.position += 1
@@ -275,16 +302,19 @@ class Trainer:
         progress = self.progress
         self._network.eval()
         with torch.no_grad(), self._fabric.autocast():
-            scores = self._task.validate(self._network)
+            scores = self._task.validate(self.best_guess)
         self._network.train()
         improved = scores["loss"] < progress.best_loss
         if improved:
             progress.best_loss, progress.best_epoch = scores["loss"], progress.epoch
-        elif self._options.schedule == "plateau":
-            progress.decay *= PLATEAU_DECAY
+        else:
+            progress.plateaus += 1
         training_loss = progress.epoch_loss / max(progress.epoch_count, 1)
         progress.history.append({"epoch": progress.epoch, "training_loss": training_loss, **scores})
         progress.epoch += 1
+        losses = [entry["loss"] for entry in progress.history]
+        if self._average and progress.averaging_since is None and stopped_improving(losses, self._options.non_monotone):
+            progress.averaging_since = progress.epoch
         progress.position, progress.epoch_loss, progress.epoch_count = 0, 0.0, 0
         self._state = self._fresh_state()
         for watcher in self._watchers:
@@ -296,14 +326,6 @@ class Trainer:
         start = self._fabric.global_rank * self._local_lanes
         tensor = torch.from_numpy(array).narrow(axis, start, self._local_lanes)
         return tensor.to(self._fabric.device, non_blocking=True)
-
-    def _learning_rate(self) -> float:
-        options, progress = self._options, self.progress
-        rate = options.learning_rate * min(1.0, (progress.update + 1) / max(options.warmup, 1))
-        if options.schedule == "cosine":
-            done = min(progress.update / max(self.total_updates, 1), 1.0)
-            return rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-        return rate * progress.decay
 
 
 def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:

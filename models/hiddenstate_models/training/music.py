@@ -56,7 +56,9 @@ class MusicTask:
         self, training: Sequence[Piece], validation: Sequence[Piece], options: TrainingOptions, music: MusicOptions
     ) -> None:
         pieces = transposed(training, music.transpose)
-        self.lanes = music_lanes(pieces, lanes=options.lanes, steps=options.k1, seed=options.seed)
+        self.lanes = music_lanes(
+            pieces, lanes=options.lanes, steps=options.k1, seed=options.seed, vary=options.sample_k1
+        )
         self._validation = validation
 
     def loss(self, _network: nn.Module, outputs: Tensor, targets: Tensor, _epoch: int) -> Tensor:
@@ -77,11 +79,17 @@ class MusicTask:
 
 
 def music_lanes(
-    pieces: Sequence[Piece], *, lanes: int, steps: int, seed: int | None = None, whole: bool = False
+    pieces: Sequence[Piece],
+    *,
+    lanes: int,
+    steps: int,
+    seed: int | None = None,
+    whole: bool = False,
+    vary: bool = False,
 ) -> Lanes:
     """Pieces as lanes: a silent frame and all but the last one are the inputs, the frames after them the targets."""
     documents = [(np.concatenate([np.zeros_like(piece.roll[:1]), piece.roll[:-1]]), piece.roll) for piece in pieces]
-    return Lanes(documents, lanes=lanes, steps=steps, padding=IGNORED, seed=seed, whole=whole)
+    return Lanes(documents, lanes=lanes, steps=steps, padding=IGNORED, seed=seed, whole=whole, vary=vary)
 
 
 def read_through(network: MusicNetwork, pieces: Sequence[Piece]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -97,7 +97,9 @@ class NextValueTask:
         longer = [session for session in sessions if len(session) >= SHORTEST]
         if values.augment:
             sessions += altered_copies(longer or sessions, values.augment, options.seed)
-        self.lanes = value_lanes(sessions, config, lanes=options.lanes, steps=options.k1, seed=options.seed)
+        self.lanes = value_lanes(
+            sessions, config, lanes=options.lanes, steps=options.k1, seed=options.seed, vary=options.sample_k1
+        )
         self._validation = cut(validation, values.session)
         self._config = config
         self._coverage = 0.0
@@ -139,10 +141,11 @@ def value_lanes(
     steps: int,
     seed: int | None = None,
     whole: bool = False,
+    vary: bool = False,
 ) -> Lanes:
     """Series as lanes: each row is the input at its place and, by its target columns, the target one before."""
     documents = [(values[:-1], values[1:, config.targets]) for values in series]
-    return Lanes(documents, lanes=lanes, steps=steps, padding=np.nan, seed=seed, whole=whole)
+    return Lanes(documents, lanes=lanes, steps=steps, padding=np.nan, seed=seed, whole=whole, vary=vary)
 
 
 def scaled_targets(forecast: Forecast, targets: Tensor) -> tuple[Tensor, Tensor]:

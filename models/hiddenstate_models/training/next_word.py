@@ -16,7 +16,7 @@ from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.text import Corpus
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.networks.words import IGNORED, NextWordConfig, NextWordNetwork
-from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax
+from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax, smoothing
 from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
@@ -50,7 +50,13 @@ class NextWordOptions:
         1, "Last epochs of a sampled run that use the full softmax, to remove the sampling's last bias."
     )
 
+    label_smoothing: float = option(
+        0.0, "Share of every target that is spread over all words, in training (Szegedy et al., 2016)."
+    )
+
     def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigurationError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
         if self.samples < 1 or self.full_epochs < 0:
             raise ConfigurationError("samples must be at least 1 and full_epochs at least 0")
         if self.vocabulary < 3:
@@ -80,19 +86,22 @@ class NextWordTask:
         options: TrainingOptions,
         words: NextWordOptions,
     ) -> None:
-        self.lanes = word_lanes(training, lanes=options.lanes, steps=options.k1, seed=options.seed)
+        self.lanes = word_lanes(
+            training, lanes=options.lanes, steps=options.k1, seed=options.seed, vary=options.sample_k1
+        )
         self._validation = validation
         self._sampled_epochs = options.epochs - words.full_epochs if words.output == "sampled" else 0
         counts = np.bincount(training.tokens, minlength=vocabulary_size)
         self._sampled = SampledSoftmax(counts, words.samples)
         self._full = FullSoftmax()
+        self._smoothing = words.label_smoothing
 
     def loss(self, network: nn.Module, outputs: Tensor, targets: Tensor, epoch: int) -> Tensor:
         """Summed cross-entropy in nats of targets [T, B] given outputs [T, B, output]."""
         head = cast(NextWordNetwork, network).head
-        if epoch < self._sampled_epochs:
-            return cast(Tensor, self._sampled.to(outputs.device)(head, outputs, targets))
-        return cast(Tensor, self._full(head, outputs, targets))
+        softmax = self._sampled.to(outputs.device) if epoch < self._sampled_epochs else self._full
+        loss = cast(Tensor, softmax(head, outputs, targets))
+        return loss + self._smoothing * smoothing(head, outputs, targets) if self._smoothing else loss
 
     def count(self, chunk: Chunk) -> int:
         """Tokens to predict."""
@@ -108,10 +117,12 @@ class NextWordTask:
         return {"loss": loss, "perplexity": math.exp(loss)}
 
 
-def word_lanes(corpus: Corpus, *, lanes: int, steps: int, seed: int | None = None, whole: bool = False) -> Lanes:
+def word_lanes(
+    corpus: Corpus, *, lanes: int, steps: int, seed: int | None = None, whole: bool = False, vary: bool = False
+) -> Lanes:
     """Documents as lanes: each token is the input at its place and the target one place before."""
     documents = [(tokens[:-1], tokens[1:].astype(np.int64)) for tokens in corpus.documents()]
-    return Lanes(documents, lanes=lanes, steps=steps, padding=IGNORED, seed=seed, whole=whole)
+    return Lanes(documents, lanes=lanes, steps=steps, padding=IGNORED, seed=seed, whole=whole, vary=vary)
 
 
 def read_through(network: NextWordNetwork, corpus: Corpus) -> Iterator[tuple[Tensor, Tensor]]:

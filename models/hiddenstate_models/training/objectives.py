@@ -110,6 +110,18 @@ class _SampledCrossEntropy(torch.autograd.Function):
         return of_outputs * scale, of_rows * scale, of_biases * scale, None, None, None
 
 
+def smoothing(head: Vocabulary, outputs: Tensor, targets: Tensor) -> Tensor:
+    """What a weight w of label smoothing (Szegedy et al., 2016) adds to the summed loss, over w; shapes as below.
+
+    (1 - w) of the loss and w of the mean loss over all words is the loss and w times the target's logit less the mean
+    logit: the normaliser cancels, so a sampled one does as well.
+    """
+    known = targets != IGNORED
+    outputs, targets = outputs[known], targets[known]
+    away = F.embedding(targets, head.matrix) - head.matrix.mean(0)
+    return (outputs * away).sum() + (head.bias[targets] - head.bias.mean()).sum()
+
+
 class FullSoftmax(nn.Module):
     """Cross-entropy over the whole vocabulary."""
 

@@ -78,8 +78,10 @@ class ConsoleWatcher:
             f"{name} {value:.4g}" for name, value in last.items() if name not in ("epoch", "training_loss")
         )
         best = "  (best so far)" if progress.best_epoch == last["epoch"] else ""
+        averaged = " of averaged weights" if progress.averaged else ""
         self._console.print(
-            f"epoch {int(last['epoch']) + 1}: training loss {last['training_loss']:.3f}, validation {scores}{best}"
+            f"epoch {int(last['epoch']) + 1}: training loss {last['training_loss']:.3f}, "
+            f"validation{averaged} {scores}{best}"
         )
         self._time = time.monotonic()
 
