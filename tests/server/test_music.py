@@ -44,7 +44,7 @@ def frames(count: int, seed: int = 0) -> np.ndarray:
 
 def fed(client: Client, *handles: int, count: int = 5) -> np.ndarray:
     """Opens sessions and feeds them the same frames; the last probabilities."""
-    client.send(opening(handles, "music"))
+    client.send(opening(handles, "tunes"))
     for frame in frames(count):
         client.send(values(handles, [frame] * len(handles)))
     probabilities: np.ndarray = client.run().observed[-1].columns["probabilities"]
@@ -52,7 +52,7 @@ def fed(client: Client, *handles: int, count: int = 5) -> np.ndarray:
 
 
 def test_a_surprise_is_the_frame_s_under_the_prediction_before(client: Client) -> None:
-    client.send(opening([0], "music"), peek([0]))
+    client.send(opening([0], "tunes"), peek([0]))
     before = client.run().peeked[0].columns
     assert np.isnan(before["surprises"]).all()
     assert before["probabilities"].shape == (NOTES,)
@@ -77,7 +77,7 @@ def test_a_surprise_is_the_frame_s_under_the_prediction_before(client: Client) -
     ],
 )
 def test_what_is_no_frame_is_refused(client: Client, bad: pb.StreamRequest, message: str) -> None:
-    client.send(opening([0], "music"), bad)
+    client.send(opening([0], "tunes"), bad)
     (fault,) = client.run().faults
     assert fault.reason == "INPUT_INVALID"
     assert message in fault.message
@@ -113,7 +113,7 @@ def test_with_a_seed_it_is_the_same_alone_and_with_others(client: Client) -> Non
     "options", [{"top_k": 3}, {"top_p": 0.5}, {"stop_tokens": [1]}, {"paths": 2}, {"quantiles": [0.5]}, {"count": 0}]
 )
 def test_what_notes_have_not_is_refused(client: Client, options: dict[str, object]) -> None:
-    client.send(opening([0], "music"), generate(0, 5, **({"count": 3} | options)))  # type: ignore[arg-type]
+    client.send(opening([0], "tunes"), generate(0, 5, **({"count": 3} | options)))  # type: ignore[arg-type]
     (fault,) = client.run().faults
     assert (fault.reason, fault.call) == ("INPUT_INVALID", 5)
 
