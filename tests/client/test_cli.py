@@ -69,6 +69,21 @@ def test_type_line_by_line(environment: dict[str, str], server: str) -> None:
     assert lines[-1] == f"5 words (1 unknown to the model), perplexity {math.exp(sum(counted) / 5):,.1f}"
 
 
+def test_generate(environment: dict[str, str], server: str) -> None:
+    arguments = ("generate", "The w7", "--words", "12", "--seed", "3", "--temperature", "1.5", "--top-k", "30")
+    text = run(environment, *arguments).stdout
+    assert text == run(environment, *arguments).stdout
+    with Client(server) as client, client.session("next-word") as session:
+        session.observe("the w7")
+        words = [word for word, _ in session.generate(12, seed=3, temperature=1.5, top_k=30, stop="<eos>")]
+    expected = " ".join(["The w7", *words]).replace("<unk>", "…").removesuffix(" <eos>")
+    for mark in (",", ".", "'s"):
+        expected = expected.replace(f" {mark}", mark)
+    assert text == expected + "\n"
+    assert len(run(environment, "generate", "--words", "3", "--seed", "1").stdout.split()) <= 3
+    assert "takes numbers" in failing(environment, "generate", "--model", "next-value")
+
+
 def test_watch_numbers(environment: dict[str, str], server: str) -> None:
     numbers = [20.0, 21.0, 20.5, math.nan, 20.7, 500.0]
     lines = run(environment, "watch", stdin="20\n21.0\n20.5\n\nnan\n20.7\n500\n").stdout.splitlines()

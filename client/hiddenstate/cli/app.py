@@ -112,6 +112,40 @@ def watch(
 
 
 @app.command()
+def generate(
+    text: Annotated[str, typer.Argument(help="What the text begins with; nothing: a new one.")] = "",
+    words: Annotated[int, typer.Option(min=1, help="How many to add, at most.")] = 50,
+    model: Annotated[str, typer.Option(help="A next-word model.")] = "next-word",
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Below 1 it keeps to what is likely, above it dares more.")
+    ] = 0.8,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Only the most probable so many words.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1.0, help="Only the most probable that make this probability.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Number that makes the same text again.", show_default=False)
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    token: Token = None,
+    tenant: Tenant = None,
+) -> None:
+    """Go on with a text, word by word, up to the end of a document.
+
+    [bold]Example[/bold]  hiddenstate generate "the cat sat on" --words 20 --seed 1
+    """
+    from hiddenstate.cli.generate import generate as run
+
+    with plain_errors():
+        access = Access(server, timeout, token, tenant)
+        run(access, model, text, words=words, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+
+
+@app.command()
 def compose(
     out: Annotated[Path, typer.Option(help="MIDI file to write.")] = Path("tune.mid"),
     seconds: Annotated[float, typer.Option(min=0.1, help="How much to compose.")] = 30.0,
@@ -124,7 +158,7 @@ def compose(
         float, typer.Option(min=0.0, max=100.0, help="Below 1 it keeps to what is likely, above it dares more.")
     ] = 1.0,
     seed: Annotated[
-        int | None, typer.Option(help="Number that makes the same piece again.", show_default=False)
+        int | None, typer.Option(min=0, help="Number that makes the same piece again.", show_default=False)
     ] = None,
     tempo: Annotated[float, typer.Option(min=10.0, max=500.0, help="Quarter notes a minute.")] = 120.0,
     frames_per_beat: Annotated[

@@ -21,7 +21,8 @@ _SUGGESTIONS = 5
 _ENDS = (".", "!", "?")
 _LONGEST = 20  # words to finish a sentence with
 _TEMPERATURE = 0.7
-_ATTACHED = frozenset(".,;:!?)]}%'’”")  # words that begin so are written without a space before
+ATTACHED = frozenset(".,;:!?)]}%'’”")
+"""Words that begin so are written without a space before."""
 
 
 @dataclass
@@ -279,7 +280,7 @@ class Prompt:
     def _add(self, words: list[str], begun: str = "") -> None:
         """Types words, the first of which has `begun`."""
         for word in words:
-            if not begun and word[0] in _ATTACHED and self._buffer.text.endswith(" "):
+            if not begun and word[0] in ATTACHED and self._buffer.text.endswith(" "):
                 self._buffer.delete_before_cursor()
             self._buffer.insert_text(word[len(begun) :] + " ")
             begun = ""
