@@ -1,33 +1,41 @@
-"""A stack run over a sequence and the same stack run step by step give the same numbers."""
+"""A stack run over a sequence, the same stack run step by step, and the papers' equations give the same numbers."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from tests.models import equations
 
-from hiddenstate_models.cells import CELLS, GRU, LSTM, RecurrentStack
+from hiddenstate_models.bundle import CellShapes
+from hiddenstate_models.cells import CellOptions, RecurrentStack
+from hiddenstate_models.errors import ConfigurationError
 
-STACKS = [
-    pytest.param("lstm", (7,), None, id="lstm-1"),
-    pytest.param("lstm", (7, 5, 9), None, id="lstm-3-uneven"),
-    pytest.param("lstm", (8, 6), 3, id="lstm-2-projected"),
-    pytest.param("gru", (7,), None, id="gru-1"),
-    pytest.param("gru", (6, 9, 4), None, id="gru-3-uneven"),
-]
+STACKS: dict[str, dict[str, Any]] = {
+    "rnn-tanh-1": {"cell": "rnn-tanh", "hidden_sizes": (7,)},
+    "rnn-tanh-3-uneven": {"cell": "rnn-tanh", "hidden_sizes": (6, 9, 4)},
+    "rnn-relu-2": {"cell": "rnn-relu", "hidden_sizes": (7, 5)},
+    "lstm-1": {"cell": "lstm", "hidden_sizes": (7,)},
+    "lstm-3-uneven": {"cell": "lstm", "hidden_sizes": (7, 5, 9)},
+    "lstm-2-projected": {"cell": "lstm", "hidden_sizes": (8, 6), "projection": 3},
+    "gru-1": {"cell": "gru", "hidden_sizes": (7,)},
+    "gru-3-uneven": {"cell": "gru", "hidden_sizes": (6, 9, 4)},
+}
+each_stack = pytest.mark.parametrize("options", STACKS.values(), ids=STACKS.keys())
 
 
-def make(cell: str, sizes: tuple[int, ...], projection: int | None, dtype: torch.dtype) -> RecurrentStack:
+def make(options: dict[str, Any], dtype: torch.dtype = torch.float32) -> RecurrentStack:
     torch.manual_seed(0)
-    stack = CELLS[cell](4, sizes, projection=projection, dropout=0.5)
+    stack = RecurrentStack(4, CellOptions(**{"dropout": 0.5, **options}))
     for parameter in stack.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(parameter, std=0.3)
     return stack.to(dtype).eval()
 
 
-@pytest.mark.parametrize(("cell", "sizes", "projection"), STACKS)
+@each_stack
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_steps_agree_with_the_sequence(
-    cell: str, sizes: tuple[int, ...], projection: int | None, dtype: torch.dtype
-) -> None:
-    stack = make(cell, sizes, projection, dtype)
+def test_steps_agree_with_the_sequence(options: dict[str, Any], dtype: torch.dtype) -> None:
+    stack = make(options, dtype)
     sequence = torch.randn(20, 3, 4, dtype=dtype)
     state = torch.randn(3, stack.state_size, dtype=dtype)
     outputs, last = stack(sequence, state)
@@ -38,9 +46,27 @@ def test_steps_agree_with_the_sequence(
     assert outputs.shape == (20, 3, stack.output_size)
 
 
-@pytest.mark.parametrize(("cell", "sizes", "projection"), STACKS)
-def test_bfloat16_steps_stay_close(cell: str, sizes: tuple[int, ...], projection: int | None) -> None:
-    stack = make(cell, sizes, projection, torch.bfloat16)
+@each_stack
+def test_the_sequence_agrees_with_the_papers(options: dict[str, Any]) -> None:
+    stack = make(options, torch.float64)
+    sequence = torch.randn(12, 3, 4, dtype=torch.float64)
+    state = torch.randn(3, stack.state_size, dtype=torch.float64)
+    outputs, last = stack(sequence, state)
+    x, parts = sequence.numpy(), np.split(state.numpy(), np.cumsum(stack.row_sizes)[:-1], axis=1)
+    for depth, layer in enumerate(stack.layers):
+        weights = {name: parameter.detach().numpy() for name, parameter in layer.named_parameters()}
+        seen = []
+        for inputs in x:
+            output, parts[depth] = equations.STEPS[options["cell"]](weights, inputs, parts[depth])
+            seen.append(output)
+        x = np.stack(seen)
+    np.testing.assert_allclose(outputs.detach(), x, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(last.detach(), np.hstack(parts), rtol=1e-10, atol=1e-10)
+
+
+@each_stack
+def test_bfloat16_steps_stay_close(options: dict[str, Any]) -> None:
+    stack = make(options, torch.bfloat16)
     sequence = torch.randn(5, 3, 4, dtype=torch.bfloat16)
     state = stack.initial_state(3)
     outputs, _ = stack(sequence, state)
@@ -49,33 +75,46 @@ def test_bfloat16_steps_stay_close(cell: str, sizes: tuple[int, ...], projection
         torch.testing.assert_close(output, expected, atol=0.05, rtol=0.05)
 
 
-def test_recurrent_weights_start_orthogonal_gate_by_gate() -> None:
-    for stack in (LSTM(4, (6, 6)), GRU(4, (6, 6))):
-        for layer in stack.layers:
-            for gate in layer.get_parameter("weight_hh_l0").detach().chunk(stack.gates):
-                torch.testing.assert_close(gate @ gate.T, torch.eye(6), atol=1e-5, rtol=0)
+@each_stack
+def test_a_bundle_knows_the_shapes_of_a_stack(options: dict[str, Any]) -> None:
+    stack = make(options)
+    shapes = CellShapes.model_validate(stack.options.to_dict())
+    assert shapes.cell_tensors(4) == {f"cells.{name}": tuple(p.shape) for name, p in stack.named_parameters()}
+    assert (shapes.row_sizes, shapes.output_size) == (stack.row_sizes, stack.output_size)
 
 
-def test_lstm_forget_gates_start_open() -> None:
-    layer = LSTM(4, (3,)).layers[0]
-    bias = layer.get_parameter("bias_ih_l0") + layer.get_parameter("bias_hh_l0")
-    assert bias.tolist() == [0] * 3 + [1] * 3 + [0] * 6
+def test_a_bundle_knows_every_option() -> None:
+    assert set(CellShapes.model_fields) == set(CellOptions(cell="gru", hidden_sizes=(1,)).to_dict())
+
+
+def test_options_survive_json_types_and_may_be_left_out() -> None:
+    options = CellOptions(cell="lstm", hidden_sizes=(8, 4), projection=2, initialisation="chrono", t_max=50)
+    assert CellOptions.from_dict(options.to_dict()) == options
+    assert CellOptions.from_dict({"cell": "gru", "hidden_sizes": [3]}) == CellOptions(cell="gru", hidden_sizes=(3,))
 
 
 def test_dropout_acts_between_layers_in_training_only() -> None:
-    stack = make("gru", (6, 6), None, torch.float32)
+    stack = make({"cell": "gru", "hidden_sizes": (6, 6)})
     sequence, state = torch.randn(4, 2, 4), stack.initial_state(2)
     torch.testing.assert_close(stack(sequence, state)[0], stack(sequence, state)[0])
     stack.train()
     assert not torch.equal(stack(sequence, state)[0], stack(sequence, state)[0])
 
 
-@pytest.mark.parametrize("sizes", [(), (0,), (4, -1)])
-def test_layers_need_units(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="at least one layer"):
-        LSTM(4, sizes)
-
-
-def test_a_gru_has_no_projection() -> None:
-    with pytest.raises(ValueError, match="projection is for LSTMs"):
-        GRU(4, (8,), projection=4)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"hidden_sizes": ()}, "at least one layer"),
+        ({"hidden_sizes": (0,)}, "at least one layer"),
+        ({"hidden_sizes": (4, -1)}, "at least one layer"),
+        ({"projection": 4}, "projection is for LSTMs; the cell is gru"),
+        ({"cell": "lstm", "projection": 0}, "projection must be at least 1"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"initialisation": "identity"}, "for rnn-tanh and rnn-relu; the cell is gru"),
+        ({"cell": "rnn-tanh", "initialisation": "chrono"}, "for LSTMs and GRUs"),
+        ({"t_max": 2}, "t_max must be at least 3"),
+    ],
+)
+def test_options_that_no_stack_can_have(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        CellOptions(**{"cell": "gru", "hidden_sizes": (8,), **options})

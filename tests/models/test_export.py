@@ -213,6 +213,7 @@ INT8_NETWORKS: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_sizes": [32, 32], "embedding_size": 32},
     "lstm-untied": {"hidden_sizes": [32, 16], "embedding_size": 24, "tied": False},
     "lstm-projected": {"hidden_sizes": [48, 32], "projection": 16, "embedding_size": 16},
+    "rnn-relu": {"cell": "rnn-relu", "hidden_sizes": [32, 32], "embedding_size": 32},
     "gru": {"cell": "gru", "hidden_sizes": [32, 32], "embedding_size": 32},
 }
 

@@ -20,6 +20,8 @@ WORD_NETWORKS: dict[str, dict[str, Any]] = {
     "lstm-projected": {"hidden_sizes": [12, 10], "projection": 8},
     "lstm-untied": {"hidden_sizes": [6, 5], "tied": False},
     "gru-1": {"cell": "gru", "hidden_sizes": [8]},
+    "rnn-tanh-2": {"cell": "rnn-tanh", "hidden_sizes": [5, 8]},
+    "rnn-relu-2-untied": {"cell": "rnn-relu", "hidden_sizes": [8, 6], "tied": False},
     "gru-3-untied": {"cell": "gru", "hidden_sizes": [4, 7, 6], "tied": False},
     "vocabulary-of-blocks": {"vocabulary_size": 300},
     "vocabulary-between-blocks": {"vocabulary_size": 257},
@@ -82,7 +84,7 @@ def test_surprise_is_the_log_probability_of_the_prediction_before(tmp_path: Path
     np.testing.assert_allclose(surprises, -np.log(probabilities[0][order]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["rnn-tanh", "rnn-relu", "lstm", "gru"])
 def test_rows_alone_equal_rows_in_batches(tmp_path: Path, cell: str) -> None:
     bundle = random_bundle(
         tmp_path, "next-word", cell=cell, hidden_sizes=[32, 32], embedding_size=32, vocabulary_size=1000
@@ -103,6 +105,8 @@ VALUE_NETWORKS: dict[str, dict[str, Any]] = {
     "gru-2-gaussian": {"hidden_sizes": [8, 6], "distribution": "gaussian"},
     "lstm-1": {"cell": "lstm"},
     "lstm-projected-gaussian": {"cell": "lstm", "projection": 4, "distribution": "gaussian"},
+    "rnn-tanh-1": {"cell": "rnn-tanh"},
+    "rnn-relu-2": {"cell": "rnn-relu", "hidden_sizes": [8, 6]},
     "columns-3-targets-2": {"columns": 3, "targets": [2, 0]},
     "columns-2-targets-2-gaussian": {"columns": 2, "targets": [0, 1], "distribution": "gaussian"},
 }

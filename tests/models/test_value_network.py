@@ -4,6 +4,7 @@ from typing import Literal
 import pytest
 import torch
 
+from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.distributions import negative_log_likelihood
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 
@@ -60,7 +61,7 @@ def test_configuration_survives_json_types(config: NextValueConfig) -> None:
 
 @pytest.mark.parametrize(("columns", "targets"), [(1, ()), (1, (1,)), (2, (0, -1))])
 def test_targets_are_columns(columns: int, targets: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="targets must be indices"):
+    with pytest.raises(ConfigurationError, match="targets must be indices"):
         NextValueConfig(columns=columns, targets=targets)
 
 

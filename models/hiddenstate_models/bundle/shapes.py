@@ -1,9 +1,10 @@
 """The shapes of every weight and state that a network's configuration fixes."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from itertools import accumulate
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from hiddenstate_models.bundle.complaints import first_complaint
 from hiddenstate_models.errors import BundleCorruptError
@@ -16,32 +17,75 @@ FEATURES = 7
 
 Shape = tuple[int, ...]
 
+_GATES = {"rnn-tanh": 1, "rnn-relu": 1, "lstm": 4, "gru": 3}
+_NAMES = {"rnn-tanh": "Elman network (tanh)", "rnn-relu": "Elman network (ReLU)", "lstm": "LSTM", "gru": "GRU"}
+
 
 class CellShapes(BaseModel):
-    """The part of a network's configuration that fixes the shapes of its recurrent weights."""
+    """The part of a network's configuration that says what its cells are; the fields of `cells.CellOptions`."""
 
-    cell: Literal["lstm", "gru"]
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cell: Literal["rnn-tanh", "rnn-relu", "lstm", "gru"]
     hidden_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     projection: PositiveInt | None = None
+
+    # These tell how the weights were learnt and change no shape.
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    initialisation: Literal["default", "uniform", "orthogonal", "identity", "chrono"] = "default"
+    t_max: PositiveInt = 100
+    forget_bias: float = 1.0
+
+    @model_validator(mode="after")
+    def _check_cell(self) -> Self:
+        if self.projection and self.cell != "lstm":
+            raise ValueError(f"projection is for LSTMs; the cell is {self.cell}")
+        return self
+
+    @property
+    def description(self) -> str:
+        """For people: "LSTM with 256 and 256 units"."""
+        projection = f", projected to {self.projection}" if self.projection else ""
+        return f"{_NAMES[self.cell]} with {' and '.join(map(str, self.hidden_sizes))} units{projection}"
 
     @property
     def output_size(self) -> int:
         """Width of the stack's output."""
-        return self.projection or self.hidden_sizes[-1]
+        return self.output_sizes[-1]
+
+    @property
+    def output_sizes(self) -> list[int]:
+        """Width of each layer's output."""
+        return [self.projection or size for size in self.hidden_sizes]
+
+    @property
+    def row_sizes(self) -> list[int]:
+        """Floats in each layer's part of the recurrent state; a part begins with the layer's output."""
+        if self.cell == "lstm":
+            return [output + size for output, size in zip(self.output_sizes, self.hidden_sizes, strict=True)]
+        return list(self.hidden_sizes)
 
     @property
     def state_size(self) -> int:
         """Floats in the recurrent state."""
-        if self.cell == "gru":
-            return sum(self.hidden_sizes)
-        return sum((self.projection or size) + size for size in self.hidden_sizes)
+        return sum(self.row_sizes)
+
+    @property
+    def outputs(self) -> list[slice]:
+        """Where the recurrent state holds each layer's output."""
+        starts = accumulate(self.row_sizes, initial=0)
+        return [slice(start, start + size) for start, size in zip(starts, self.output_sizes, strict=False)]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether no layer's output ever leaves [-1, 1]."""
+        return self.cell != "rnn-relu" and not self.projection
 
     def cell_tensors(self, input_size: int) -> dict[str, Shape]:
         """Names and shapes of the recurrent weights."""
-        gates = {"lstm": 4, "gru": 3}[self.cell]
+        gates = _GATES[self.cell]
         shapes: dict[str, Shape] = {}
-        for layer, size in enumerate(self.hidden_sizes):
-            output = self.projection or size
+        for layer, (size, output) in enumerate(zip(self.hidden_sizes, self.output_sizes, strict=True)):
             prefix = f"cells.layers.{layer}."
             shapes[prefix + "weight_ih_l0"] = (gates * size, input_size)
             shapes[prefix + "weight_hh_l0"] = (gates * size, output)

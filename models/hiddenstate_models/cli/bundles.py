@@ -65,12 +65,10 @@ def inspect(
 def _summary(bundle: Bundle) -> Table:
     config, network = bundle.config, bundle.network
     table = Table(title=f"{config.name}, version {config.version}", show_header=False)
-    projection = f", projected to {network.projection}" if network.projection else ""
-    units = ", ".join(map(str, network.hidden_sizes))
     facts = {
         "folder": str(bundle.folder),
         "task": config.task,
-        "network": f"{network.cell.upper()} with {units} units{projection}",
+        "network": network.description,
         "parameters": f"{config.parameters:,}",
         "state": f"{config.state_size * 4:,} bytes a session",
     }

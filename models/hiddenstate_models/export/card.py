@@ -62,10 +62,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _network(config: Mapping[str, Any], network: Network) -> str:
-    sizes = " and ".join(map(str, network.hidden_sizes))
-    facts = [f"{network.cell.upper()} with {sizes} units", f"{config['parameters']:,} parameters"]
-    if network.projection:
-        facts.append(f"projected to {network.projection}")
+    facts = [network.description, f"{config['parameters']:,} parameters"]
     if isinstance(network, WordNetwork):
         facts.append(f"{network.vocabulary_size:,} words")
         facts.append("output layer tied to the embedding" if network.tied else "output layer of its own")

@@ -77,7 +77,7 @@ def add_int8_step(folder: Path, network: WordNetwork, text: TextSettings, probe:
     weights = load_file(folder / WEIGHTS_FILE)
     limits = Limits(
         input=float(np.abs(weights["encoder.weight"]).max()),
-        projected=_largest_output(network, expected.states),
+        unbounded=_largest_output(network, expected.states),
     )
     model = step_model(read_header(folder / WEIGHTS_FILE), network, Int8Products(weights), limits)
     (folder / INT8_STEP_FILE).write_bytes(model.SerializeToString(deterministic=True))
@@ -96,12 +96,7 @@ def add_int8_step(folder: Path, network: WordNetwork, text: TextSettings, probe:
 
 def _largest_output(network: WordNetwork, states: npt.NDArray[np.float32]) -> float:
     """The largest magnitude a layer's output had in states [..., state_size]."""
-    largest, start = 0.0, 0
-    for size in network.hidden_sizes:
-        output = network.projection or size
-        largest = max(largest, float(np.abs(states[..., start : start + output]).max()))
-        start += output + size * (network.cell == "lstm")
-    return largest
+    return max(float(np.abs(states[..., output]).max()) for output in network.outputs)
 
 
 class _Reading(NamedTuple):

@@ -21,12 +21,12 @@ class Limits:
 
     input: float = 1.0
     """Of the encoder's output."""
-    projected: float = 1.0
-    """Of projected cell outputs."""
+    unbounded: float = 1.0
+    """Of the outputs of layers whose kind sets no bound."""
 
     def output(self, cells: CellShapes) -> float:
-        """Of a layer's output: a gate times a tanh, or an average of tanhs, is within 1 unless projected."""
-        return self.projected if cells.projection else 1.0
+        """Of a layer's output: a gate times a tanh, or an average of tanhs, is within 1."""
+        return 1.0 if cells.bounded else self.unbounded
 
 
 class Products(Protocol):

@@ -4,16 +4,22 @@ Plain products and gates are faster in ONNX Runtime than its own LSTM and GRU op
 product takes the input's as the matrix it adds to, which saves a pass over the gates.
 """
 
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
 from hiddenstate_models.bundle import CellShapes
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
 
+_LayerStep: TypeAlias = Callable[..., tuple[Tensor, ...]]
+"""(graph, products, prefix of the weights' names, units, input, h, the rest of the state) -> state, h first."""
+
 
 def split_state(graph: GraphBuilder, cells: CellShapes, row: Tensor) -> list[tuple[Tensor, ...]]:
-    """The recurrent state [n, state_size] as one tuple per layer: (h, c) of an LSTM, (h,) of a GRU."""
-    if cells.cell == "gru":
+    """The recurrent state [n, state_size] as one tuple per layer: (h, c) of an LSTM, (h,) of the others."""
+    if cells.cell != "lstm":
         return [(h,) for h in graph.split(row, *cells.hidden_sizes)]
-    sizes = [width for size in cells.hidden_sizes for width in (cells.projection or size, size)]
+    sizes = [width for pair in zip(cells.output_sizes, cells.hidden_sizes, strict=True) for width in pair]
     pieces = graph.split(row, *sizes)
     return list(zip(pieces[::2], pieces[1::2], strict=True))
 
@@ -27,7 +33,7 @@ def stack_step(
     limits: Limits,
 ) -> tuple[Operand, list[tuple[Tensor, ...]]]:
     """Steps all layers once: the stack's output and its new state."""
-    step = _lstm if cells.cell == "lstm" else _gru
+    step = _STEPS[cells.cell]
     limit = limits.output(cells)
     after = []
     for layer, before in enumerate(state):
@@ -38,12 +44,26 @@ def stack_step(
     return x, after
 
 
+def _affine(graph: GraphBuilder, products: Products, prefix: str, x: Operand, h: Operand) -> Tensor:
+    """What a layer's gates make of input and state together, before their functions."""
+    bias = graph.node("Add", graph.weight(prefix + "bias_ih_l0"), graph.weight(prefix + "bias_hh_l0"))
+    from_x = products.linear(graph, x, prefix + "weight_ih_l0", bias)
+    return products.linear(graph, h, prefix + "weight_hh_l0", from_x)
+
+
+def _elman(function: str) -> _LayerStep:
+    def step(
+        graph: GraphBuilder, products: Products, prefix: str, _size: int, x: Operand, h: Operand
+    ) -> tuple[Tensor, ...]:
+        return (graph.node(function, _affine(graph, products, prefix, x, h)),)
+
+    return step
+
+
 def _lstm(
     graph: GraphBuilder, products: Products, prefix: str, size: int, x: Operand, h: Operand, c: Tensor
 ) -> tuple[Tensor, ...]:
-    bias = graph.node("Add", graph.weight(prefix + "bias_ih_l0"), graph.weight(prefix + "bias_hh_l0"))
-    from_x = products.linear(graph, x, prefix + "weight_ih_l0", bias)
-    gates = products.linear(graph, h, prefix + "weight_hh_l0", from_x)
+    gates = _affine(graph, products, prefix, x, h)
     i, f, g, o = graph.split(gates, size, size, size, size)
     kept = graph.node("Mul", graph.node("Sigmoid", f), c)
     added = graph.node("Mul", graph.node("Sigmoid", i), graph.node("Tanh", g))
@@ -71,3 +91,11 @@ def _gru(graph: GraphBuilder, products: Products, prefix: str, size: int, x: Ope
     n = graph.node("Tanh", graph.node("Add", from_x, graph.node("Mul", r, from_h)))
     change = graph.node("Mul", z, graph.node("Sub", h.tensor, n))
     return (graph.node("Add", n, change),)
+
+
+_STEPS: Mapping[str, _LayerStep] = {
+    "rnn-tanh": _elman("Tanh"),
+    "rnn-relu": _elman("Relu"),
+    "lstm": _lstm,
+    "gru": _gru,
+}

@@ -1,40 +1,28 @@
 """The music network: frames of a piano roll -> stack of cells -> the probability of every note in the next frame."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenstate_models.cells import CELLS
+from hiddenstate_models.cells import Cell, CellOptions, RecurrentStack
 
 IGNORED = -1
 """What a target holds where no loss is counted: padding after a piece's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MusicConfig:
+class MusicConfig(CellOptions):
     """A network that reads frames of `notes` keys, the first of MIDI number `lowest`, and predicts the next one."""
 
-    cell: Literal["lstm", "gru"] = "lstm"
+    cell: Cell = "lstm"
     hidden_sizes: tuple[int, ...] = (256,)
-    projection: int | None = None
-    dropout: float = 0.0
     lowest: int = 21
     notes: int = 88
 
     task: Literal["music"] = "music"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self) | {"hidden_sizes": list(self.hidden_sizes)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        return cls(**{**fields, "hidden_sizes": tuple(fields["hidden_sizes"])})
 
 
 class MusicNetwork(nn.Module):
@@ -46,9 +34,7 @@ class MusicNetwork(nn.Module):
     def __init__(self, config: MusicConfig) -> None:
         super().__init__()
         self.config = config
-        self.cells = CELLS[config.cell](
-            config.notes, config.hidden_sizes, projection=config.projection, dropout=config.dropout
-        )
+        self.cells = RecurrentStack(config.notes, config)
         self.head = nn.Linear(self.cells.output_size, config.notes)
 
     @torch.no_grad()

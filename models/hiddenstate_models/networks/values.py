@@ -1,26 +1,24 @@
-"""The next-value network: online scaling -> LSTM or GRU stack -> a distribution for every target."""
+"""The next-value network: online scaling -> stack of cells -> a distribution for every target."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenstate_models.cells import CELLS
+from hiddenstate_models.cells import Cell, CellOptions, RecurrentStack
+from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.distributions import PARAMETERS, Prediction, in_units, read_head
 from hiddenstate_models.networks.scaling import OnlineScaling, Scaled
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextValueConfig:
+class NextValueConfig(CellOptions):
     """A network that reads rows of `columns` values and predicts the next of those at the indices `targets`."""
 
-    cell: Literal["lstm", "gru"] = "gru"
+    cell: Cell = "gru"
     hidden_sizes: tuple[int, ...] = (64,)
-    projection: int | None = None
-    dropout: float = 0.0
     columns: int = 1
     targets: tuple[int, ...] = (0,)
     distribution: Literal["student-t", "gaussian"] = "student-t"
@@ -28,18 +26,9 @@ class NextValueConfig:
     task: Literal["next-value"] = "next-value"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.targets or not all(0 <= target < self.columns for target in self.targets):
-            raise ValueError(f"targets must be indices of the {self.columns} columns, not {self.targets}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self) | {"hidden_sizes": list(self.hidden_sizes), "targets": list(self.targets)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        tuples = {name: tuple(fields[name]) for name in ("hidden_sizes", "targets")}
-        return cls(**{**fields, **tuples})
+            raise ConfigurationError(f"targets must be indices of the {self.columns} columns, not {self.targets}")
 
 
 class Forecast(NamedTuple):
@@ -64,9 +53,7 @@ class NextValueNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = OnlineScaling(config.columns)
-        self.cells = CELLS[config.cell](
-            self.encoder.feature_size, config.hidden_sizes, projection=config.projection, dropout=config.dropout
-        )
+        self.cells = RecurrentStack(self.encoder.feature_size, config)
         self.head = nn.Linear(self.cells.output_size, PARAMETERS[config.distribution] * len(config.targets))
         self._sizes = [self.cells.state_size, self.encoder.state_size]
 

@@ -1,14 +1,14 @@
 """One recurrent network: encoder, stack of cells, head. What a bundle's weights are the weights of."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenstate_models.cells import CELLS
+from hiddenstate_models.cells import Cell, CellOptions, RecurrentStack
+from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.cross_entropy import cross_entropy
 
 IGNORED = -100
@@ -16,13 +16,11 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextWordConfig:
+class NextWordConfig(CellOptions):
     """A network that reads token ids and predicts the next one."""
 
-    cell: Literal["lstm", "gru"] = "lstm"
+    cell: Cell = "lstm"
     hidden_sizes: tuple[int, ...] = (256, 256)
-    projection: int | None = None
-    dropout: float = 0.0
     vocabulary_size: int
     embedding_size: int = 256
     tied: bool = True
@@ -30,21 +28,12 @@ class NextWordConfig:
     task: Literal["next-word"] = "next-word"
 
     def __post_init__(self) -> None:
-        output = self.projection or self.hidden_sizes[-1]
-        if self.tied and self.embedding_size != output:
-            raise ValueError(
+        super().__post_init__()
+        if self.tied and self.embedding_size != self.output_size:
+            raise ConfigurationError(
                 "a tied output layer needs an embedding as large as the stack's output: "
-                f"{self.embedding_size} is not {output}"
+                f"{self.embedding_size} is not {self.output_size}"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self) | {"hidden_sizes": list(self.hidden_sizes)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        return cls(**{**fields, "hidden_sizes": tuple(fields["hidden_sizes"])})
 
 
 class Vocabulary(nn.Module):
@@ -74,7 +63,7 @@ class Vocabulary(nn.Module):
 
 
 class NextWordNetwork(nn.Module):
-    """Embedding -> LSTM or GRU stack -> vocabulary, dropout on the embedding and on the stack's output.
+    """Embedding -> stack of cells -> vocabulary, dropout on the embedding and on the stack's output.
 
     `forward` and `step` agree; both give the stack's outputs, which the head turns into logits.
     """
@@ -84,9 +73,7 @@ class NextWordNetwork(nn.Module):
         self.config = config
         self.encoder = nn.Embedding(config.vocabulary_size, config.embedding_size)
         nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
-        self.cells = CELLS[config.cell](
-            config.embedding_size, config.hidden_sizes, projection=config.projection, dropout=config.dropout
-        )
+        self.cells = RecurrentStack(config.embedding_size, config)
         self.head = Vocabulary(config, self.encoder, self.cells.output_size)
 
     @property

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.music import Piece, has_parts, read_pieces, transposed
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.networks.music import IGNORED, MusicConfig, MusicNetwork, frame_losses
-from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+from hiddenstate_models.training.cell_options import CellFlags, with_default
+from hiddenstate_models.training.options import TrainingOptions, option
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
 _HELD_OUT = 20
@@ -25,15 +26,12 @@ _EVALUATION_STEPS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class MusicOptions:
+class MusicOptions(CellFlags):
     """Settings of a music run: how the pieces are read, and the network."""
 
     frames_per_beat: int = option(2, "MIDI files: frames in a quarter note.")
     transpose: int = option(0, "Learn every piece in other keys too: moved by up to so many semitones down and up.")
-    cell: Literal["lstm", "gru"] = option("lstm", "Recurrent cell.")
-    hidden: str = option("256", "Units of each layer, comma-separated.")
-    projection: int = option(0, "Project each LSTM layer's output to this size; 0: do not.")
-    dropout: float = option(0.3, "Dropout between layers and on the output.")
+    dropout: float = with_default("dropout", 0.3)
 
     def __post_init__(self) -> None:
         if self.frames_per_beat < 1 or self.transpose < 0:
@@ -41,12 +39,7 @@ class MusicOptions:
 
     def network(self) -> MusicConfig:
         """The network's configuration."""
-        return MusicConfig(
-            cell=self.cell,
-            hidden_sizes=layer_sizes(self.hidden),
-            projection=self.projection or None,
-            dropout=self.dropout,
-        )
+        return MusicConfig(**self.cells())
 
 
 class MusicTask:

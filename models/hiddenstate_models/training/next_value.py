@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hiddenstate_models.cells import Cell
 from hiddenstate_models.data import text
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.series import Series, read_series
@@ -18,7 +19,8 @@ from hiddenstate_models.networks.distributions import Prediction, central_probab
 from hiddenstate_models.networks.scaling import LARGEST_RATIO
 from hiddenstate_models.networks.values import Forecast, NextValueConfig, NextValueNetwork
 from hiddenstate_models.training.augmentation import SHORTEST, altered_copies
-from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+from hiddenstate_models.training.cell_options import CellFlags, with_default
+from hiddenstate_models.training.options import TrainingOptions, option
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
 Floats = npt.NDArray[np.float64]
@@ -31,7 +33,7 @@ _WATCHED_STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextValueOptions:
+class NextValueOptions(CellFlags):
     """Settings of a next-value run: how the series are read, the network and its distribution."""
 
     columns: str = option(
@@ -42,10 +44,8 @@ class NextValueOptions:
         "A series is each column, a file's columns jointly, or each row; auto: rows of wide tables without times.",
     )
     targets: str = option("", "Columns to predict in joint series, comma-separated; empty: all.")
-    cell: Literal["lstm", "gru"] = option("gru", "Recurrent cell.")
-    hidden: str = option("64", "Units of each layer, comma-separated.")
-    projection: int = option(0, "Project each LSTM layer's output to this size; 0: do not.")
-    dropout: float = option(0.0, "Dropout between layers and on the output.")
+    cell: Cell = with_default("cell", "gru")
+    hidden: str = with_default("hidden", "64")
     distribution: Literal["student-t", "gaussian"] = option("student-t", "Distribution of the next value.")
     session: int = option(4000, "Cut series into sessions of at most so many rows, each from a fresh state.")
     augment: int = option(0, "Altered copies of every session: resampled, mixed, noisier, flipped, with gaps.")
@@ -65,10 +65,7 @@ class NextValueOptions:
         if unknown:
             raise ConfigurationError(f"no column {unknown[0]!r} to predict; there are {', '.join(columns)}")
         return NextValueConfig(
-            cell=self.cell,
-            hidden_sizes=layer_sizes(self.hidden),
-            projection=self.projection or None,
-            dropout=self.dropout,
+            **self.cells(),
             columns=len(columns),
             targets=tuple(columns.index(target) for target in targets),
             distribution=self.distribution,

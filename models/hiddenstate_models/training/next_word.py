@@ -16,8 +16,9 @@ from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.text import Corpus
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.networks.words import IGNORED, NextWordConfig, NextWordNetwork
+from hiddenstate_models.training.cell_options import CellFlags, with_default
 from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax, smoothing
-from hiddenstate_models.training.options import TrainingOptions, layer_sizes, option
+from hiddenstate_models.training.options import TrainingOptions, option
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
 _HELD_OUT = 20
@@ -28,7 +29,7 @@ _EVALUATION_STEPS = 35
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextWordOptions:
+class NextWordOptions(CellFlags):
     """Settings of a next-word run: the vocabulary, the network and how its output layer is trained."""
 
     vocabulary: int = option(10_000, "Words in the vocabulary, the most frequent ones.")
@@ -38,12 +39,10 @@ class NextWordOptions:
         "Where documents end. auto: articles of WikiText files, blank lines in dialogues (speaker<TAB>words), "
         "else files.",
     )
-    cell: Literal["lstm", "gru"] = option("lstm", "Recurrent cell.")
-    hidden: str = option("256,256", "Units of each layer, comma-separated.")
-    projection: int = option(0, "Project each LSTM layer's output to this size; 0: do not.")
+    hidden: str = with_default("hidden", "256,256")
     embedding: int = option(256, "Size of the word embedding.")
     tied: bool = option(True, "Share the embedding's weights with the output layer.")
-    dropout: float = option(0.2, "Dropout on the embedding, between layers and on the output.")
+    dropout: float = with_default("dropout", 0.2)
     output: Literal["full", "sampled"] = option("full", "Softmax in training; sampled is several times faster.")
     samples: int = option(2048, "Words sampled an update by the sampled softmax.")
     full_epochs: int = option(
@@ -65,10 +64,7 @@ class NextWordOptions:
     def network(self, vocabulary_size: int) -> NextWordConfig:
         """The network's configuration for a vocabulary of that size (a small corpus may fill less than asked for)."""
         return NextWordConfig(
-            cell=self.cell,
-            hidden_sizes=layer_sizes(self.hidden),
-            projection=self.projection or None,
-            dropout=self.dropout,
+            **self.cells(),
             vocabulary_size=vocabulary_size,
             embedding_size=self.embedding,
             tied=self.tied,

@@ -43,14 +43,14 @@ def gradient_norm_penalty(loss: Tensor, recorded: Recorded) -> Tensor:
 
     Steps that no error reaches, such as those of padding, count as perfect.
     """
-    steps = [(stack, one) for stack, layers in recorded for one in layers]
-    rows = [row for _, one in steps for row in one.rows[1:]]
+    steps = [one for _, layers in recorded for one in layers]
+    rows = [row for one in steps for row in one.rows[1:]]
     errors = iter(torch.autograd.grad(loss, rows, retain_graph=True, materialize_grads=True))
-    penalties = [_penalties(stack, one, [next(errors) for _ in one.rows[1:]]) for stack, one in steps]
+    penalties = [_penalties(one, [next(errors) for _ in one.rows[1:]]) for one in steps]
     return torch.cat(penalties).mean()
 
 
-def _penalties(stack: RecurrentStack, steps: LayerSteps, errors: Sequence[Tensor]) -> Tensor:
+def _penalties(steps: LayerSteps, errors: Sequence[Tensor]) -> Tensor:
     """[T * B]: how far each step is from keeping the norm of its error."""
     before = torch.cat(steps.rows[:-1]).detach().requires_grad_()
     error = torch.cat(list(errors))
@@ -58,7 +58,7 @@ def _penalties(stack: RecurrentStack, steps: LayerSteps, errors: Sequence[Tensor
     largest = error.abs().amax(dim=1, keepdim=True)
     arrives = largest.squeeze(1) > 0
     error = error / torch.where(largest > 0, largest, 1)
-    _, after = stack.layer_step(steps.layer, steps.inputs.flatten(0, 1).detach(), before)
+    _, after = steps.layer.step(steps.inputs.flatten(0, 1).detach(), before)
     (passed,) = torch.autograd.grad(after, before, error, create_graph=True)
     length = torch.linalg.vector_norm(error, dim=1)
     ratio = torch.linalg.vector_norm(passed, dim=1) / torch.where(arrives, length, 1)

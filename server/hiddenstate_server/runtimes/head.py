@@ -21,9 +21,7 @@ class WordHead:
         # Laid out like this the product with few rows is two to three times faster.
         self._matrix = np.ascontiguousarray(matrix.T, np.float32)
         self._bias = np.ascontiguousarray(bias, np.float32)
-        # The last layer's output is the first part of its state, which ends the recurrent state.
-        start = network.state_size - network.model_copy(update={"hidden_sizes": network.hidden_sizes[-1:]}).state_size
-        self._output = slice(start, start + network.output_size)
+        self._output = network.outputs[-1]
 
     def log_probabilities(self, states: FloatArray) -> FloatArray:
         """[n, vocabulary] of states [n, state_size]."""

@@ -125,9 +125,7 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
 
 def _info(bundle: Bundle) -> ModelInfo:
     config = bundle.config
-    network = config.network
-    sizes = "-".join(map(str, network["hidden_sizes"]))
-    description = f"{network['cell'].upper()} {sizes}, {config.parameters:,} parameters"
+    description = f"{bundle.network.description}, {config.parameters:,} parameters"
     text, values, shapes = config.text, config.values, bundle.network
     return ModelInfo(
         name=config.name,
