@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hiddenstate_models.cli import experiments
 from hiddenstate_models.cli.bundles import export, inspect
-from hiddenstate_models.cli.gradients import gradients
 from hiddenstate_models.cli.training import add_train_command
 from hiddenstate_models.errors import ModelError
 from hiddenstate_models.training.recipes import RECIPES
@@ -23,6 +23,7 @@ train_app = typer.Typer(
     help="Train a model: a run folder with checkpoints, learning curve and best weights.",
 )
 app.add_typer(train_app, name="train")
+app.add_typer(experiments.app, name="experiments")
 
 for recipe in RECIPES.values():
     add_train_command(train_app, recipe)
@@ -51,7 +52,6 @@ def evaluate(
     commands.evaluate(source, data, baseline_data, as_json=as_json)
 
 
-app.command()(gradients)
 app.command()(export)
 app.command()(inspect)
 

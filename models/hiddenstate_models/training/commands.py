@@ -8,13 +8,12 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 
-from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.training import run
 from hiddenstate_models.training.configuration import CONFIGURATION_FILE, write_configuration
-from hiddenstate_models.training.gradients import save_gradients
 from hiddenstate_models.training.loop import Watcher
 from hiddenstate_models.training.options import TrainingOptions
-from hiddenstate_models.training.recipe import Prepared, Recipe, Settings, Told
+from hiddenstate_models.training.recipe import Recipe, Settings, Told
 from hiddenstate_models.training.report import summary_table
 
 
@@ -88,18 +87,7 @@ def _fit(
         watchers=watchers,
     )
     if finished:
-        if fabric.global_rank == 0:
-            _save_gradients(folder, prepared, told, console)
         console.print(f"Done. Learning curve: {folder}/learning-curve.png. Next: hiddenstate-models export {folder}")
     else:
         console.print(f"Stopped and saved. Go on with: --out {folder} --resume")
     return finished
-
-
-def _save_gradients(folder: Path, prepared: Prepared, told: Told[Any], console: Console) -> None:
-    try:
-        found = save_gradients(folder, prepared.network, prepared.task, prepared.config, told)
-    except DataError as error:
-        console.print(f"No picture of the gradients: {error}")
-    else:
-        console.print(f"{found.verdict.headline} More: hiddenstate-models gradients {folder}", highlight=False)

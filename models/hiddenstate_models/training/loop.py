@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hiddenstate_models.data.lanes import Chunk, Lanes
+from hiddenstate_models.data.lanes import Chunk
 from hiddenstate_models.errors import TrainingError
 from hiddenstate_models.training.averaging import WeightAverage, stopped_improving
 from hiddenstate_models.training.checkpoint import Checkpoint
@@ -40,10 +40,25 @@ class Network(Protocol):
         ...
 
 
+class Source(Protocol):
+    """Where chunks come from: `Lanes`, or what draws them anew."""
+
+    def chunks_per_epoch(self, epoch: int, /) -> int:
+        """How many chunks `epoch` yields."""
+        ...
+
+    def epoch(self, epoch: int, skip: int = 0, /) -> Iterator[Chunk]:
+        """The chunks of one epoch from the `skip`-th on; the same arguments always give the same chunks."""
+        ...
+
+
 class Task(Protocol):
     """What is being learnt: data, loss and validation."""
 
-    lanes: Lanes
+    @property
+    def lanes(self) -> Source:
+        """The data."""
+        ...
 
     def loss(self, network: nn.Module, outputs: Any, targets: Tensor, epoch: int, /) -> Tensor:
         """Summed loss of targets [T, B, ...] given the network's outputs, [T, B, ...] each."""

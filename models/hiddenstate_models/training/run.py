@@ -5,7 +5,7 @@ run.json               task, network, options, data, the command line
 checkpoint/            to resume from
 best.safetensors       weights with the best validation loss
 tokenizer.json         next-word only
-learning-curve.png, gradients.png, gradients.json, events.out.tfevents.*
+learning-curve.png, events.out.tfevents.*
 """
 
 import json

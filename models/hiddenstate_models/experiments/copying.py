@@ -1,0 +1,94 @@
+"""The copy-memory problem: which cells say ten symbols again after hundreds of steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from hiddenstate_models.data.synthetic import COPIED, SYMBOLS
+from hiddenstate_models.experiments import plots, synthetic
+from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Listener, Outcome
+from hiddenstate_models.experiments.wording import spread
+
+_DELAYS = (200, 500)
+
+_ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "lstm-chrono": ("LSTM, chrono", {"cell": "lstm", "initialisation": "chrono"}),
+    "lstm": ("LSTM", {"cell": "lstm", "initialisation": "orthogonal"}),
+    "gru": ("GRU", {"cell": "gru", "initialisation": "orthogonal"}),
+    "tanh-orthogonal": ("tanh RNN, orthogonal", {"cell": "rnn-tanh", "initialisation": "orthogonal"}),
+    "tanh": ("tanh RNN", {"cell": "rnn-tanh", "initialisation": "uniform"}),
+}
+
+_PUBLISHED: Mapping[tuple[str, int], str] = {
+    ("lstm-chrono", 500): "solved (Tallec & Ollivier, 2018)",
+}
+
+
+class Copying(Experiment):
+    """Cells and remedies at two delays."""
+
+    name = "copy"
+    title = "Copy memory"
+    question = (
+        "Ten symbols, then T blanks, then the ten symbols are to be said again. Which cells, with which remedies, keep "
+        "them? Without memory the loss is 10 ln 8 / (T + 20) nats a step."
+    )
+    score = "loss"
+    unit = "nats a step on 2,000 new sequences"
+
+    def arms(self, data: Sequence[str], *, quick: bool) -> list[Arm]:  # noqa: ARG002
+        """Every cell and remedy at every delay."""
+        delays = (10,) if quick else _DELAYS
+        return [_arm(name, delay, quick=quick) for delay in delays for name in _ARMS]
+
+    def train(self, settings: Mapping[str, Any], seed: int, listener: Listener) -> Outcome:
+        """See synthetic.train."""
+        return synthetic.train(settings, seed, listener)
+
+    def conclude(self, groups: Sequence[Group]) -> str:
+        """How far each arm came below the memoryless loss, and how much it recalls."""
+        sentences = []
+        for panel in sorted({group.arm.panel for group in groups}, key=_delay):
+            here = [group for group in groups if group.arm.panel == panel]
+            baseline = memoryless(_delay(panel))
+            parts = []
+            for group in here:
+                share = [score / baseline for score in group.scores(self.score)]
+                recalled = [100 * score for score in group.scores("recalled")]
+                parts.append(f"{group.arm.label} {spread(share)} times, {spread(recalled)} % of the symbols right")
+            sentences.append(f"{panel}, loss beside the memoryless one ({baseline:.4f} nats): {'; '.join(parts)}.")
+        return " ".join(sentences)
+
+    def draw(self, groups: Sequence[Group]) -> Figure:
+        """Validation loss by update, a panel a delay."""
+        levels = {group.arm.panel: {"without memory": memoryless(_delay(group.arm.panel))} for group in groups}
+        return plots.panels(groups, plots.View("loss", "nats a step", log=True, levels=levels))
+
+
+def memoryless(delay: int) -> float:
+    """Mean loss of blanks and then any symbol, in nats a step."""
+    return COPIED * math.log(SYMBOLS) / (delay + 2 * COPIED)
+
+
+def _delay(panel: str) -> int:
+    return int(panel.removeprefix("T = "))
+
+
+def _arm(name: str, delay: int, *, quick: bool) -> Arm:
+    label, cells = _ARMS[name]
+    chrono = {"t_max": delay} if cells["initialisation"] == "chrono" else {}
+    return Arm(
+        name=f"T{delay}-{name}",
+        panel=f"T = {delay}",
+        label=label,
+        published=_PUBLISHED.get((name, delay), "-"),
+        settings={
+            "problem": "copy",
+            "length": delay,
+            "cells": {**cells, **chrono, "hidden_sizes": [48 if quick else 128]},
+            "training": {"epochs": 5 if quick else 60, "lanes": 20, "learning_rate": 2e-3, "clip_norm": 1.0},
+            "solved": memoryless(delay) / 100,
+        },
+    )

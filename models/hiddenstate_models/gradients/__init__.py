@@ -1,1 +1,0 @@
-"""How far back a network's gradients reach: measured, judged, shown."""
