@@ -92,7 +92,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty\.txt does not begin with text"):
         list(text.read_documents([tmp_path / "empty.txt"]))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(DataError, match=r"latin\.txt as UTF-8"):
+    with pytest.raises(DataError, match=r"latin\.txt, line 1: byte 0xe9 is no UTF-8"):
         list(text.read_documents([tmp_path / "latin.txt"]))
 
 

@@ -29,3 +29,8 @@ class GRU(nn.GRU, Layer):
         n = (from_x[2] + r * from_h[2]).tanh()
         h = n + z * (row - n)
         return h, h
+
+    def gate_values(self, x: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """See Layer."""
+        reset, update, _ = (self.affine(x, "ih") + self.affine(row, "hh")).chunk(self.gates, dim=1)
+        return {"reset": reset.sigmoid(), "update": update.sigmoid()}

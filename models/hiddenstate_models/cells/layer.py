@@ -24,6 +24,10 @@ class Layer(nn.Module):
         """x [B, input], row [B, row_size] -> output [B, output], row."""
         raise NotImplementedError
 
+    def gate_values(self, _x: Tensor, _row: Tensor) -> dict[str, Tensor]:
+        """What each gate lets through in a step from `row`, [B, units] in 0 to 1; empty for cells without gates."""
+        return {}
+
     def affine(self, x: Tensor, kind: str) -> Tensor:
         """x [..., size] times the weights of the input ("ih") or the state ("hh"), bias added."""
         return F.linear(x, self.get_parameter(f"weight_{kind}_l0"), self.get_parameter(f"bias_{kind}_l0"))

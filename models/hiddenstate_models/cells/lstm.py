@@ -29,12 +29,22 @@ class LSTM(nn.LSTM, Layer):
     def step(self, x: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """See Layer."""
         h, c = self._split(row)
-        i, f, g, o = (self.affine(x, "ih") + self.affine(h, "hh")).chunk(self.gates, dim=1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
+        i, f, g, o = self._gates(x, h)
+        c = f * c + i * g
+        h = o * c.tanh()
         if self.proj_size:
             h = F.linear(h, self.get_parameter("weight_hr_l0"))
         return h, cat((h, c), dim=1)
+
+    def gate_values(self, x: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """See Layer."""
+        i, f, _, o = self._gates(x, self._split(row)[0])
+        return {"input": i, "forget": f, "output": o}
+
+    def _gates(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input gate, forget gate, candidate, output gate."""
+        i, f, g, o = (self.affine(x, "ih") + self.affine(h, "hh")).chunk(self.gates, dim=1)
+        return i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
 
     def _split(self, row: Tensor) -> tuple[Tensor, Tensor]:
         return row[:, : self.output_size], row[:, self.output_size :]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from hiddenstate_models.cli import experiments
 from hiddenstate_models.cli.bundles import export, inspect
+from hiddenstate_models.cli.gradients import gradients
 from hiddenstate_models.cli.training import add_train_command
 from hiddenstate_models.errors import ModelError
 from hiddenstate_models.training.recipes import RECIPES
@@ -52,6 +53,7 @@ def evaluate(
     commands.evaluate(source, data, baseline_data, as_json=as_json)
 
 
+app.command()(gradients)
 app.command()(export)
 app.command()(inspect)
 

@@ -9,6 +9,15 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 
+def explicit(context: typer.Context) -> list[str]:
+    """Names of the parameters that were given on the command line, not by default or by a file."""
+    return [
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    ]
+
+
 def with_options(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a typer command the fields of dataclasses as flags; it receives the built instances by the group's name."""
 

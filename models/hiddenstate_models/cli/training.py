@@ -1,11 +1,12 @@
 """`hiddenstate-models train TASK`, made from the task's recipe."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hiddenstate_models.cli.options import with_options
+from hiddenstate_models.cli.options import explicit, with_options
 from hiddenstate_models.training.configuration import TRAINING, read_configuration
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.recipe import Recipe, Told
@@ -24,6 +25,7 @@ def add_train_command(app: typer.Typer, recipe: Recipe[Any]) -> None:
     @with_options(**{recipe.group: recipe.settings, TRAINING: TrainingOptions})
     def command(
         *,
+        context: typer.Context,
         data: Annotated[list[str], typer.Option(help=recipe.reads)] = [],  # noqa: B006
         valid: Annotated[list[str], typer.Option(help=recipe.holds_out)] = [],  # noqa: B006
         out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs") / recipe.task,
@@ -37,7 +39,15 @@ def add_train_command(app: typer.Typer, recipe: Recipe[Any]) -> None:
         ] = None,
         resume: Annotated[
             bool,
-            typer.Option("--resume", help="Go on with the run in --out, told what it was told when it started."),
+            typer.Option(
+                "--resume",
+                help="Go on with the run in --out, told what it was told when it started; how fast and how long it "
+                "learns can be told anew.",
+            ),
+        ] = False,
+        dry_run: Annotated[
+            bool,
+            typer.Option("--dry-run", help="Measure a few updates, say what memory and time the run would take, stop."),
         ] = False,
         training: TrainingOptions,
         **settings: Any,
@@ -45,6 +55,10 @@ def add_train_command(app: typer.Typer, recipe: Recipe[Any]) -> None:
         from hiddenstate_models.training import commands
 
         if resume:
-            commands.resume(recipe, out)
+            given = explicit(context)
+            values = {**asdict(training), **asdict(settings[recipe.group]), "data": data, "valid": valid}
+            commands.resume(recipe, out, changes={name: values[name] for name in given if name in values})
+        elif dry_run:
+            commands.dry_run(recipe, Told(data, valid, settings[recipe.group], training))
         else:
             commands.train(recipe, Told(data, valid, settings[recipe.group], training), out)

@@ -65,7 +65,7 @@ class Lanes:
             for start in range(0, len(inputs), share)
         ]
         self.steps = steps
-        self._padding = padding
+        self.padding = padding
         self._seed = seed
         self._vary = vary
         self._lanes = lanes
@@ -129,7 +129,7 @@ class Lanes:
         first_inputs, first_targets = self._documents[0]
         shape = (steps, self._lanes)
         inputs = np.zeros((*shape, *first_inputs.shape[1:]), first_inputs.dtype)
-        targets = np.full((*shape, *first_targets.shape[1:]), self._padding, first_targets.dtype)
+        targets = np.full((*shape, *first_targets.shape[1:]), self.padding, first_targets.dtype)
         starts = np.ones(self._lanes, bool)
         for lane, place in enumerate(places):
             if place is None:

@@ -90,8 +90,12 @@ def read_documents(paths: Iterable[Path], ends: str = "auto") -> Iterator[list[s
     for path in paths:
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            byte = error.object[error.start]
+            raise DataError(f"{path}, line {line}: byte {byte:#04x} is no UTF-8; convert the file to UTF-8") from error
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error}") from error
         filled = [line for line in itertools.islice(lines, 1000) if line.strip()]
         if not filled:
             raise DataError(f"{path} does not begin with text")

@@ -27,7 +27,7 @@ from hiddenstate_models.networks.music import MusicConfig, MusicNetwork
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.next_value import names
-from hiddenstate_models.training.run import RunRecord
+from hiddenstate_models.training.run import RunRecord, fit_weights
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """Split -> row (the model, a baseline) -> metric -> number."""
@@ -75,8 +75,13 @@ def _evaluate_words(
     ends = record.data["options"]["documents"] if record else "auto"
     fields = record.network if record else Bundle.load(source).config.network
     network = NextWordNetwork(NextWordConfig.from_dict(fields))
-    network.load_state_dict(_weights(source))
+    fit_weights(network, _weights(source), source)
     tokenizer = Tokenizer.from_file(str(source / TOKENIZER_FILE))
+    if tokenizer.get_vocab_size() != network.config.vocabulary_size:
+        raise DataError(
+            f"{source / TOKENIZER_FILE} holds {tokenizer.get_vocab_size():,} words, and the model predicts "
+            f"{network.config.vocabulary_size:,}: put the file back that was saved with the model"
+        )
     baseline: KneserNey | None = None
     if baseline_data:
         training = text.encode(tokenizer, text.read_documents(text.expand(baseline_data), ends))
@@ -96,7 +101,7 @@ def _evaluate_music(
     frames_per_beat = record.data["options"]["frames_per_beat"] if record else 2
     fields = record.network if record else Bundle.load(source).config.network
     network = MusicNetwork(MusicConfig.from_dict(fields))
-    network.load_state_dict(_weights(source))
+    fit_weights(network, _weights(source), source)
     baselines: dict[str, NoteBaseline] = {}
     if baseline_data:
         training = read_pieces(text.expand(baseline_data), "train", frames_per_beat=frames_per_beat)
@@ -124,7 +129,7 @@ def _evaluate_values(source: Path, record: RunRecord | None, files: Sequence[Pat
     """Every series by itself, or the mean over the series of a file that has many; and the mean over all."""
     fields = record.network if record else Bundle.load(source).config.network
     network = NextValueNetwork(NextValueConfig.from_dict(fields))
-    network.load_state_dict(_weights(source))
+    fit_weights(network, _weights(source), source)
     columns: Sequence[str] = names(record.data["options"]["columns"]) if record else ()
     layout: Layout = record.data["options"]["layout"] if record else "auto"
     if network.config.columns > 1:

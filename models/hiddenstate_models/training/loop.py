@@ -23,6 +23,7 @@ from hiddenstate_models.errors import TrainingError
 from hiddenstate_models.training.averaging import WeightAverage, stopped_improving
 from hiddenstate_models.training.checkpoint import Checkpoint
 from hiddenstate_models.training.clipping import clip_gradients
+from hiddenstate_models.training.failures import check_finite, diverged
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.regulariser import gradient_norm_penalty, recording
 from hiddenstate_models.training.schedules import learning_rate
@@ -98,6 +99,13 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     """An entry per finished epoch: training loss and validation scores."""
+    finished: bool = False
+    """All epochs are done, or patience is at its end."""
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"update {self.update} (epoch {self.epoch + 1})"
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ class Trainer:
         """
         saved = time.monotonic()
         stopping = False
-        while not self._finished():
+        while not self.progress.finished:
             for window in self._windows():
                 if stopping or self.progress.update == max_updates:
                     on_checkpoint(self.checkpoint())
@@ -221,7 +229,12 @@ class Trainer:
         return self._average.network if self._average and self.progress.averaged else self._network
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it stands."""
+        """The run as it stands.
+
+        Raises:
+            TrainingError: some weight is no finite number.
+        """
+        check_finite(self._network, f"at {self.progress.place}")
         states = cast(Tensor, self._fabric.all_gather(self._state))
         return Checkpoint(
             weights=self._network.state_dict(),
@@ -240,6 +253,7 @@ class Trainer:
         own = slice(self._fabric.global_rank * self._local_lanes, (self._fabric.global_rank + 1) * self._local_lanes)
         self._state = checkpoint.state[own].to(self._fabric.device)
         self.progress = Progress(**checkpoint.progress)
+        self.progress.finished = self._finished()
 
     def _fresh_state(self) -> Tensor:
         state = cast(Network, self._network).initial_state(self._local_lanes)
@@ -290,10 +304,9 @@ class Trainer:
         said = torch.tensor([loss.detach(), 0.0 if penalty is None else penalty.detach(), *wishes], device=loss.device)
         mean, omega, *shares = cast(Tensor, self._fabric.all_reduce(said, reduce_op="mean")).tolist()
         if not math.isfinite(mean) or not math.isfinite(norm):
-            raise TrainingError(
-                f"the loss or its gradient is no finite number at update {progress.update} (epoch {progress.epoch}): "
-                f"loss {mean:.4g}, gradient norm {norm:.4g}. The last checkpoint is from before; resume from it with a "
-                "lower --learning-rate or a lower --clip-norm."
+            raise diverged(
+                f"the loss or its gradient is no finite number at {progress.place}: "
+                f"loss {mean:.4g}, gradient norm {norm:.4g}"
             )
         self._optimizer.step()
         if self._average and progress.averaging_since is not None:
@@ -319,6 +332,8 @@ class Trainer:
         with torch.no_grad(), self._fabric.autocast():
             scores = self._task.validate(self.best_guess)
         self._network.train()
+        if not math.isfinite(scores["loss"]):
+            raise diverged(f"the validation loss is {scores['loss']} after epoch {progress.epoch + 1}")
         improved = scores["loss"] < progress.best_loss
         if improved:
             progress.best_loss, progress.best_epoch = scores["loss"], progress.epoch
@@ -330,6 +345,7 @@ class Trainer:
         losses = [entry["loss"] for entry in progress.history]
         if self._average and progress.averaging_since is None and stopped_improving(losses, self._options.non_monotone):
             progress.averaging_since = progress.epoch
+        progress.finished = self._finished()
         progress.position, progress.epoch_loss, progress.epoch_count = 0, 0.0, 0
         self._state = self._fresh_state()
         for watcher in self._watchers:

@@ -41,6 +41,11 @@ class Prepared:
     files: Mapping[str, str] = field(default_factory=dict)
     """More text files of the run's folder, by name."""
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers are learnt."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
 
 @dataclass(frozen=True)
 class Recipe(Generic[Settings]):

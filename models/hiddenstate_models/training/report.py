@@ -67,9 +67,7 @@ class ConsoleWatcher:
         if not self._console.is_terminal and now - self._printed > _LINE_SECONDS:
             self._printed = now
             left = progress.seconds / update.number * max(self._total - update.number, 0)
-            self._console.print(
-                f"{description}  update {update.number:,}/{self._total:,}  {state}  {_clock(left)} left"
-            )
+            self._console.print(f"{description}  update {update.number:,}/{self._total:,}  {state}  {clock(left)} left")
 
     def validated(self, progress: Progress) -> None:
         """Prints the epoch's scores."""
@@ -159,6 +157,7 @@ def _short(figure: float) -> str:
     return f"{figure:.3f}" if abs(figure) < 10 else f"{figure:,.1f}" if abs(figure) < 1000 else f"{figure:,.0f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"

@@ -5,16 +5,16 @@ run.json               task, network, options, data, the command line
 checkpoint/            to resume from
 best.safetensors       weights with the best validation loss
 tokenizer.json         next-word only
-learning-curve.png, events.out.tfevents.*
+learning-curve.png, gradients.png, gradients.json, events.out.tfevents.*
 """
 
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.training.allocator import keep_freed_memory
 from hiddenstate_models.training.checkpoint import load_checkpoint, save_checkpoint
+from hiddenstate_models.training.failures import memory_explained
 from hiddenstate_models.training.loop import Task, Trainer, Watcher
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.report import ConsoleWatcher, CurveWatcher, TensorBoardWatcher
@@ -41,6 +42,9 @@ class RunRecord:
     data: dict[str, Any]
     """Files, and how they were read."""
     command: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the data turned out to hold; a run that is resumed must find the same."""
+    parameters: int = 0
 
     def save(self, folder: Path) -> None:
         """Writes run.json."""
@@ -103,10 +107,13 @@ def train(
         unit=unit,
     )
     files = (TensorBoardWatcher(folder), CurveWatcher(folder / "learning-curve.png")) if leads else ()
-    trainer = Trainer(network, task, options, fabric=fabric, watchers=(screen, *files, *watchers))
+    with memory_explained(lambda: "before the first update", options):
+        trainer = Trainer(network, task, options, fabric=fabric, watchers=(screen, *files, *watchers))
     if resume:
-        trainer.restore(load_checkpoint(folder / "checkpoint"))
-    with screen, _stop_signals() as stopped:
+        checkpoint = load_checkpoint(folder / "checkpoint")
+        fit_weights(network, checkpoint.weights, folder / "checkpoint")
+        trainer.restore(checkpoint)
+    with memory_explained(lambda: f"at {trainer.progress.place}", options), screen, _stop_signals() as stopped:
         return trainer.fit(
             on_checkpoint=lambda checkpoint: save_checkpoint(folder / "checkpoint", checkpoint) if leads else None,
             on_best=lambda best: save_weights(folder, best) if leads else None,
@@ -132,6 +139,23 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise DataError(f"{folder} has no best weights yet: no epoch was finished")
     return load_file(path)
+
+
+def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Gives a network its weights.
+
+    Raises:
+        DataError: they are another network's; says how they differ.
+    """
+    own = network.state_dict()
+    for name in own.keys() | weights.keys():
+        shapes = [tuple(tensors[name].shape) if name in tensors else "none" for tensors in (weights, own)]
+        if shapes[0] != shapes[1]:
+            raise DataError(
+                f"the weights in {source} are of another network or vocabulary: {name} is {shapes[0]} there and "
+                f"{shapes[1]} in the network described beside them. Put the files back that were saved together."
+            )
+    network.load_state_dict(dict(weights))
 
 
 @contextmanager

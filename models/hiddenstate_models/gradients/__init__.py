@@ -1,0 +1,1 @@
+"""How far back a network's gradients reach: measured, judged, shown."""

@@ -1,0 +1,120 @@
+"""A network over a stretch of its data, unrolled so that every state on the way can be asked for its gradient."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hiddenstate_models.cells import Layer, LayerSteps, RecurrentStack
+from hiddenstate_models.data.lanes import Chunk, Lanes
+from hiddenstate_models.errors import DataError
+
+
+class Task(Protocol):
+    """What a measurement needs of a task; those of the training loop have it."""
+
+    lanes: Lanes
+
+    def loss(self, network: nn.Module, outputs: Any, targets: Tensor, epoch: int, /) -> Tensor:
+        """Summed loss of targets [T, B, ...], padded ones left out, given the network's outputs, [T, B, ...] each."""
+        ...
+
+
+@dataclass(frozen=True)
+class UnrolledLayer:
+    """One layer's T steps of B lanes."""
+
+    layer: Layer
+    inputs: list[Tensor]
+    """T of [B, input]"""
+    before: list[Tensor]
+    """T of [B, row]: the state that each step starts from."""
+    after: list[Tensor]
+    """T of [B, row]: the state that each step makes, and all that later steps and the output know of it."""
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """T steps of B lanes in float64, as they would be served: without dropout."""
+
+    layers: list[UnrolledLayer]
+    known: Tensor
+    """[T, B]: where there is a target."""
+    ages: Tensor
+    """[T, B]: steps since the first one of the document."""
+    _network: nn.Module
+    _task: Task
+    _outputs: Sequence[tuple[Any, Tensor]]
+    """Of each chunk, outputs and targets."""
+
+    def loss(self, time: int, epoch: int) -> Tensor:
+        """The loss of step `time` alone, summed over lanes; lanes do not see each other."""
+        chunks = iter(self._outputs)
+        outputs, targets = next(chunks)
+        while time >= len(targets):
+            time -= len(targets)
+            outputs, targets = next(chunks)
+        only = torch.full_like(targets, self._task.lanes.padding)
+        only[time] = targets[time]
+        return self._task.loss(self._network, outputs, only, epoch)
+
+
+def unroll(network: nn.Module, task: Task, steps: int, *, lanes: int, windows: int) -> Iterator[Unrolled]:
+    """Stretches of at least `steps` steps of the first `lanes` lanes, spread evenly over the task's data.
+
+    Each starts from a fresh state, as a document does.
+
+    Raises:
+        DataError: the network has no stack of cells, or several.
+    """
+    network = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
+    stacks = [module for module in network.modules() if isinstance(module, RecurrentStack)]
+    if len(stacks) != 1:
+        raise DataError(f"gradients are followed through one stack of cells, and this network has {len(stacks)}")
+    total = task.lanes.chunks_per_epoch(0)
+    length = min(-(-steps // task.lanes.steps), total)
+    starts = np.linspace(0, total - length, windows).round().astype(int)
+    for start in dict.fromkeys(starts.tolist()):
+        chunks = [chunk for chunk, _ in zip(task.lanes.epoch(0, start), range(length), strict=False)]
+        yield _unroll(network, stacks[0], task, [_some_lanes(chunk, lanes) for chunk in chunks])
+
+
+def _unroll(network: nn.Module, stack: RecurrentStack, task: Task, chunks: Sequence[Chunk]) -> Unrolled:
+    state: Tensor = network.initial_state(chunks[0].inputs.shape[1])  # type: ignore[operator]
+    state.requires_grad_()
+    age = torch.zeros(len(state), dtype=torch.int64)
+    outputs, known, ages = [], [], []
+    with stack.recording() as steps:
+        for chunk in chunks:
+            starts, targets = torch.from_numpy(chunk.starts), torch.from_numpy(chunk.targets)
+            age = age.masked_fill(starts, 0)
+            of_chunk, state = network(torch.from_numpy(chunk.inputs), state.masked_fill(starts.unsqueeze(1), 0))
+            outputs.append((of_chunk, targets))
+            known.append(_known(targets, task.lanes.padding))
+            ages.append(age + torch.arange(len(targets)).unsqueeze(1))
+            age = age + len(targets)
+    depth = len(stack.row_sizes)
+    layers = [_joined(steps[layer::depth]) for layer in range(depth)]
+    return Unrolled(layers, torch.cat(known), torch.cat(ages), network, task, outputs)
+
+
+def _joined(chunks: Sequence[LayerSteps]) -> UnrolledLayer:
+    return UnrolledLayer(
+        chunks[0].layer,
+        [x for chunk in chunks for x in chunk.inputs],
+        [row for chunk in chunks for row in chunk.rows[:-1]],
+        [row for chunk in chunks for row in chunk.rows[1:]],
+    )
+
+
+def _known(targets: Tensor, padding: float) -> Tensor:
+    there = ~targets.isnan() if np.isnan(padding) else targets != padding
+    return there.flatten(2).any(2) if there.ndim > 2 else there
+
+
+def _some_lanes(chunk: Chunk, lanes: int) -> Chunk:
+    return Chunk(chunk.inputs[:, :lanes], chunk.targets[:, :lanes], chunk.starts[:lanes])
