@@ -2,12 +2,17 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -122,6 +127,24 @@ def test_several_processes_come_to_what_one_does(tmp_path: Path) -> None:
     assert outcomes[0][0].scores != outcomes[0][1].scores
 
 
+def test_stopped_by_ctrl_c_it_keeps_what_is_done_and_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hiddenstate_models", "experiments", "run", "adding", "--quick", "--jobs", "2"]
+    said = tmp_path / "said"
+    with said.open("wb") as file:
+        running = psutil.Popen([*command, "--out", str(tmp_path)], stdout=file, stderr=subprocess.STDOUT)
+    folder = tmp_path / "adding-quick" / "results"
+    while running.poll() is None and not list(folder.glob("*.json")):
+        time.sleep(0.1)
+    processes = running.children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    assert running.wait() != 0
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert len(processes) >= 2
+    assert not alive
+    assert all(json.loads(path.read_text())["outcome"]["ended"] for path in folder.glob("*.json"))
+    assert "Traceback" not in said.read_text()
+
+
 def test_a_run_that_is_good_enough_stops() -> None:
     outcome = synthetic.train({**SHORT, "solved": 10.0}, 0, ignore)
     assert (outcome.ended, outcome.updates) == ("solved", 200)
@@ -208,9 +231,11 @@ def test_the_quick_form_ends_with_settings_table_and_curves(
     assert report.strip().splitlines()[-1].split()[0] in said
 
 
-def test_files_that_are_missing_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_missing_are_asked_for(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="--data"):
         run("memory", tmp_path, quick=True)
+    with pytest.raises(DataError, match="two files"):
+        run("ordering", tmp_path, data=[str(text)], quick=True)
     monkeypatch.setattr("hiddenstate_models.experiments.files.find_spec", lambda _: None)
     with pytest.raises(DataError, match=r"hiddenstate\[experiments\]"):
         run("truncation", tmp_path, quick=True)

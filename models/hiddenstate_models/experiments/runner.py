@@ -1,10 +1,12 @@
 """Runs what is still missing of an experiment, in one process or several."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.queues import Queue
 from threading import Thread
 from typing import Any
@@ -39,16 +41,19 @@ def run_all(
         return
     context = get_context("spawn")
     heard = context.Queue()
-    listening = Thread(target=_pass_on, args=(heard, watch), daemon=True)
-    listening.start()
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(heard,)) as pool:
-        futures = [pool.submit(_run_there, experiment, arm, seed) for arm, seed in runs]
-        try:
-            for future in as_completed(futures):
-                yield _save(results, future.result())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            heard.put(None)
+    Thread(target=_pass_on, args=(heard, watch), daemon=True).start()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(heard,))
+    try:
+        for future in as_completed([pool.submit(_run_there, experiment, arm, seed) for arm, seed in runs]):
+            yield _save(results, future.result())
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        raise
+    finally:
+        heard.put(None)
+    pool.shutdown()
 
 
 def _save(results: Results, result: Result) -> Result:
@@ -81,6 +86,15 @@ def _start(heard: "Queue[Any]") -> None:
     global _heard
     _heard = heard
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_there(experiment: Experiment, arm: Arm, seed: int) -> Result:
