@@ -59,17 +59,27 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def load_progress(folder: Path) -> dict[str, Any]:
+    """Only where a run is, as `save_checkpoint` wrote it.
+
+    Raises:
+        DataError: there is no whole checkpoint in `folder`.
+    """
+    progress: dict[str, Any] = _read_record(_whole(folder))["progress"]
+    return progress
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Reads what `save_checkpoint` wrote.
 
     Raises:
         DataError: there is no whole checkpoint in `folder`.
     """
-    source = folder if folder.exists() else folder.with_name(folder.name + ".old")
+    source = _whole(folder)
+    record = _read_record(source)
     try:
-        record = json.loads((source / "progress.json").read_text())
         tensors = load_file(source / "tensors.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"no checkpoint to resume from in {folder}: {error}") from error
     entries: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["optimizer"]["scalars"].items()}
     for name, tensor in tensors.items():
@@ -88,3 +98,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         state=tensors["state"],
         progress=record["progress"],
     )
+
+
+def _whole(folder: Path) -> Path:
+    """The checkpoint, or the one before it where a replacement was interrupted."""
+    return folder if folder.exists() else folder.with_name(folder.name + ".old")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"no checkpoint to resume from in {folder}: {error}") from error
+    return record
