@@ -29,7 +29,7 @@ def cost(model: LoadedModel, batch: int, seconds: float, pause: float = 0.0) -> 
 
     `pause` is slept before each step; what sleeping itself costs is in the figures.
     """
-    engine = Engine(model.runtime, Arena(SESSIONS, *model.runtime.initial()), batch)
+    engine = Engine(model.runtime, Arena(SESSIONS, *model.runtime.initial()), batch, model.max_run)
     rows = engine.arena.allocate(SESSIONS)
     rng = np.random.default_rng(0)
     inputs: InputArray

@@ -103,6 +103,7 @@ class ModelMetrics:
         self.rows_used = metrics.rows_used.labels(*labels)
         self.rows_free = metrics.rows_free.labels(*labels)
         self._generated = metrics.generated.labels(*labels)
+        self._run_observations = metrics.run_observations.labels(*labels)
         self._replayed = metrics.replayed.labels(*labels)
         self._compared = {role: metrics.shadow_surprise.labels(*labels, role) for role in ("primary", "shadow")}
         self._snapshot_bytes = metrics.snapshot_bytes.labels(*labels)
@@ -119,6 +120,12 @@ class ModelMetrics:
         self._step_compute.add_one(time.perf_counter() - start)
         self._batch_size.add_one(rows)
         self._stepped += rows
+
+    def run_finished(self, start: float, count: int) -> None:
+        """Notes a run of `count` observations of one row."""
+        self._step_compute.add_one(time.perf_counter() - start)
+        self._run_observations.inc(count)
+        self._stepped += count
 
     def generated(self, rows: int) -> None:
         """Notes words, or values of paths, of continuations."""
@@ -278,6 +285,9 @@ class Metrics:
         self.frame_size = histogram("hiddenstate_frame_size_rows", "Rows of an observe frame.", (), ROWS)
         self.observations = counter("hiddenstate_observations_total", "Observations applied.", *model)
         self.replayed = counter("hiddenstate_replayed_total", "Observations fed again, to rewind or re-warm.", *model)
+        self.run_observations = counter(
+            "hiddenstate_run_observations_total", "Observations taken in runs, many of one session at once.", *model
+        )
         self.generated = counter("hiddenstate_generated_steps_total", "Steps of continuations, by path.", *model)
         self.generating = gauge("hiddenstate_generating", "Continuations now.")
         self.predictions = counter("hiddenstate_predictions_total", "Predictions handed to the transport.", *model)

@@ -19,6 +19,7 @@ from hiddenstate_models.bundle import (
     CONFIG_FILE,
     CURVE_FILE,
     INT8_STEP_FILE,
+    SEQUENCE_FILE,
     STEP_FILE,
     WEIGHTS_FILE,
     Bundle,
@@ -284,7 +285,7 @@ def test_inspect_command(cli: typer.Typer, tmp_path: Path) -> None:
     as_json = CliRunner().invoke(cli, ["inspect", str(bundle.folder), "--json"])
     fields = json.loads(as_json.output)
     assert fields["tensors"]["head.bias"] == {"dtype": "F32", "shape": [3], "bytes": 12}
-    assert fields["files"].keys() == {WEIGHTS_FILE, STEP_FILE, CARD_FILE}
+    assert fields["files"].keys() == {WEIGHTS_FILE, STEP_FILE, SEQUENCE_FILE, CARD_FILE}
     (bundle.folder / CONFIG_FILE).unlink()
     refused = CliRunner().invoke(cli, ["inspect", str(bundle.folder)])
     assert refused.exit_code == 1

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,25 @@ LONGER = int(os.environ.get("INTERLEAVINGS", "1"))
 """How many times more random interleavings are tried than in a quick run."""
 
 
-class MixingWords:
+class StepByStep:
+    """Runs made of steps."""
+
+    makes_runs = True
+
+    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
+        raise NotImplementedError
+
+    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
+        rows = []
+        for value in inputs:
+            outputs, state = self.step(np.array([value]), state)
+            rows.append(outputs)
+        columns: Any = zip(*rows, strict=True)
+        joined: list[Any] = [np.concatenate(column) for column in columns]
+        return type(rows[0])(*joined), state
+
+
+class MixingWords(StepByStep):
     """Every output depends on the whole history of its own row, and on nothing else."""
 
     state_size = STATE_SIZE
@@ -50,7 +69,7 @@ class MixingWords:
         return found
 
 
-class RunningMean:
+class RunningMean(StepByStep):
     """State: sum and count; location: the mean so far."""
 
     state_size = 2
@@ -99,9 +118,11 @@ class Clock:
         return self.now
 
 
-def make_host(clock: Clock, *, max_batch: int = 8, **limits: float) -> tuple[Host, ServedModel, ServedModel]:
+def make_host(
+    clock: Clock, *, max_batch: int = 8, max_run: int = 0, **limits: float
+) -> tuple[Host, ServedModel, ServedModel]:
     """A host of both doubles, and its two models."""
     host = Host(Limits(**limits), Metrics("test"), clock)  # type: ignore[arg-type]
-    words = host.add_model(WORDS, MixingWords(), max_batch)
-    values = host.add_model(VALUES, RunningMean(), max_batch)
+    words = host.add_model(WORDS, MixingWords(), max_batch, max_run)
+    values = host.add_model(VALUES, RunningMean(), max_batch, max_run)
     return host, words, values

@@ -153,7 +153,7 @@ class Interleavings(RuleBasedStateMachine):
     def load(self) -> None:
         """A new version comes."""
         self.last_version += 1
-        self.host.add_model(*self.served(str(self.last_version)), max_batch=4)
+        self.host.add_model(*self.served(str(self.last_version)), max_batch=4, max_run=3)
 
     @cache  # noqa: B019
     def alone(self, version: str, history: History) -> tuple[Outputs, np.ndarray]:

@@ -52,7 +52,7 @@ class Node:
     def __init__(self, folder: Path, clock: Clock, loop: asyncio.AbstractEventLoop, every_step: bool) -> None:
         limits = Limits(max_sessions=ROWS, idle_timeout=LEASE, detach_timeout=DETACH, rewind_steps=REWIND_STEPS)
         self.host = Host(limits, Metrics("test"), clock, new_ledger(every_step, 100))
-        self.model = self.host.add_model(WORDS, MixingWords(), max_batch=4)
+        self.model = self.host.add_model(WORDS, MixingWords(), max_batch=4, max_run=3)
         self.keeper = Keeper(self.host, f"sqlite:///{folder / 'sessions.db'}", FLUSH)
         self._loop = loop
         loop.run_until_complete(self.keeper.start())

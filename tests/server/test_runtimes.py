@@ -1,16 +1,17 @@
 """ONNX Runtime and torch agree, and a row does not depend on its batch."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from hiddenstate_models.bundle import Bundle
+from hiddenstate_models.bundle import CONFIG_FILE, SEQUENCE_FILE, Bundle
 from hiddenstate_models.export import random_bundle
 from hiddenstate_server.runtimes import Runtime
 from hiddenstate_server.settings import Settings
-from hiddenstate_server.stepping.engine import BATCH_SIZES, calibrated_batch
+from hiddenstate_server.stepping.engine import BATCH_SIZES, RUN_LENGTHS, calibrated_batch, calibrated_run
 from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 
@@ -82,6 +83,23 @@ def test_calibration_chooses_a_batch_size(loaded: list[LoadedModel]) -> None:
     example = np.zeros((1, *model.info.empty_input.shape[1:]), model.info.empty_input.dtype)
     assert calibrated_batch(model.runtime, example, target=1e9) == BATCH_SIZES[-1]
     assert calibrated_batch(model.runtime, example, target=0.0) == BATCH_SIZES[0]
+
+
+def test_calibration_chooses_the_length_of_a_run(loaded: list[LoadedModel]) -> None:
+    model = loaded[0]
+    example = np.zeros((1, *model.info.empty_input.shape[1:]), model.info.empty_input.dtype)
+    assert calibrated_run(model.runtime, example, target=1e9) == RUN_LENGTHS[-1]
+    assert calibrated_run(model.runtime, example, target=0.0) == RUN_LENGTHS[0]
+
+
+def test_a_bundle_without_a_sequence_is_stepped_through(tmp_path: Path) -> None:
+    bundle = random_bundle(tmp_path, "next-word")
+    config = json.loads((bundle.folder / CONFIG_FILE).read_text())
+    del config["files"][SEQUENCE_FILE]
+    (bundle.folder / CONFIG_FILE).write_text(json.dumps(config))
+    (bundle.folder / SEQUENCE_FILE).unlink()
+    (model,) = load_models(Settings(models=tmp_path, max_batch=8))
+    assert model.max_run == 0
 
 
 @pytest.mark.parametrize(

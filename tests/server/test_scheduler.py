@@ -1,5 +1,6 @@
 """The scheduler against a deque for every session."""
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
 
@@ -74,6 +75,27 @@ class AgainstDeques(RuleBasedStateMachine):
             assert self.queues[row].popleft() == item
             assert batch.arguments.get(row) is self.notes.pop(item, None)
 
+    @rule(row=st.integers(0, ROWS - 1), shortest=st.integers(1, 4), longer=st.integers(0, 4))
+    def take_run(self, row: int, shortest: int, longer: int) -> None:
+        queue = self.queues[row]
+        if not queue:
+            return
+        longest = shortest + longer
+        alike = list(
+            itertools.takewhile(
+                lambda item: item not in self.notes and (item in self.silent) == (queue[0] in self.silent), queue
+            )
+        )
+        batch = self.scheduler.take_run(row, shortest, longest)
+        if len(alike) < shortest:
+            assert batch is None
+            return
+        assert batch is not None
+        assert batch.inputs.tolist() == alike[:longest]
+        assert set(batch.rows.tolist()) == {row}
+        for _ in batch.rows:
+            queue.popleft()
+
     @rule(rows=st.sets(st.integers(0, ROWS - 1)))
     def drop(self, rows: set[int]) -> None:
         dropped = self.scheduler.drop(np.array(sorted(rows), np.int64))
@@ -108,6 +130,17 @@ def test_a_long_run_holds_up_nobody() -> None:
     assert set(scheduler.take(8).rows.tolist()) == {0, 1, 2}
     add(scheduler, [3])
     assert set(scheduler.take(8).rows.tolist()) == {0, 3}
+
+
+def test_rows_with_long_queues_take_turns() -> None:
+    scheduler = Scheduler(10, np.empty(0, np.int64))
+    add(scheduler, [0] * 50 + [1] * 50)
+    turns = []
+    for _ in range(4):
+        first = scheduler.take(8).rows.tolist()[0]
+        scheduler.take_run(first, 4, 8)
+        turns.append(first)
+    assert turns in ([0, 1, 0, 1], [1, 0, 1, 0])
 
 
 def test_a_long_frame_does_not_hold_up_a_short_one() -> None:

@@ -3,8 +3,9 @@
     config.json         what the network is, how it was trained, its scores, and the hashes of the other files
     model.safetensors   the weights, once
     tokenizer.json      the vocabulary, for word models
-    step.onnx           one served step; its weights are read from model.safetensors
-    step.int8.onnx      the same with int8 weights of its own, where exported
+    step.onnx           one served step of many sessions; its weights are read from model.safetensors
+    sequence.onnx       many steps of one session, where the network's task has it
+    *.int8.*            weights in 8 bits and graphs that read them, where exported
     card.md             for people: data, licence, scores beside baselines, the command that trained it
 
 Neither torch nor onnx is needed to load one.
@@ -15,7 +16,10 @@ from hiddenstate_models.bundle.config import (
     CONFIG_FILE,
     CURVE_FILE,
     FORMAT,
+    INT8_SEQUENCE_FILE,
     INT8_STEP_FILE,
+    INT8_WEIGHTS_FILE,
+    SEQUENCE_FILE,
     STEP_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -46,9 +50,12 @@ __all__ = [
     "CURVE_FILE",
     "FEATURES",
     "FORMAT",
+    "INT8_SEQUENCE_FILE",
     "INT8_STEP_FILE",
+    "INT8_WEIGHTS_FILE",
     "LOG_NORMALIZER_SIZE",
     "SCALING_ROWS",
+    "SEQUENCE_FILE",
     "STEP_FILE",
     "TOKENIZER_FILE",
     "WEIGHTS_FILE",

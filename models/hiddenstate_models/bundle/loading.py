@@ -15,6 +15,7 @@ from hiddenstate_models.bundle.config import (
     CONFIG_FILE,
     FORMAT,
     INT8_STEP_FILE,
+    INT8_WEIGHTS_FILE,
     STEP_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -89,12 +90,15 @@ class Bundle:
                 continue
             path = self.folder / name
             try:
-                foreign = external_files(path.read_bytes()) - {WEIGHTS_FILE}
+                foreign = external_files(path.read_bytes()) - (
+                    {WEIGHTS_FILE, INT8_WEIGHTS_FILE} & self.config.files.keys()
+                )
             except BundleCorruptError as error:
                 raise BundleCorruptError(f"{path}: {error}") from error
             if foreign:
                 raise BundleCorruptError(
-                    f"{path} reads weights from {min(foreign)!r}; only {WEIGHTS_FILE} of its own folder is allowed"
+                    f"{path} reads weights from {min(foreign)!r}; only {WEIGHTS_FILE} and {INT8_WEIGHTS_FILE} "
+                    "of its own folder, as its config.json lists them, are allowed"
                 )
 
     def _check_tensors(self) -> None:

@@ -12,8 +12,10 @@ _HEADER_LIMIT = 16 * 2**20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in model.safetensors, in bytes from the file's start."""
+    """Where a tensor lies in a safetensors file, in bytes from its start."""
 
+    file: str
+    """The file's name."""
     dtype: str
     shape: Shape
     offset: int
@@ -37,11 +39,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         entries.pop("__metadata__", None)
         tensors = {
             name: StoredTensor(
-                entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
+                file=path.name,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                offset=8 + length + entry["data_offsets"][0],
+                bytes=entry["data_offsets"][1] - entry["data_offsets"][0],
             )
             for name, entry in entries.items()
-        }  # fmt: skip
+        }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BundleCorruptError(f"{path} has a damaged header; export the bundle again") from error
     if any(tensor.offset + tensor.bytes > size for tensor in tensors.values()):

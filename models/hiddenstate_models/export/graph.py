@@ -1,14 +1,14 @@
 """A small builder for ONNX graphs whose weights stay in a safetensors file."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from hiddenstate_models.bundle import WEIGHTS_FILE, StoredTensor
+from hiddenstate_models.bundle import StoredTensor
 
 OPSET = 20
 IR_VERSION = 10
@@ -23,28 +23,32 @@ Rows: TypeAlias = tuple[int, int] | None
 Signature: TypeAlias = Mapping[str, tuple[int, Sequence[int | str]]]
 """Graph inputs or outputs: name -> (element type, shape)."""
 
-_ELEMENT_TYPES = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT}
+_ELEMENT_TYPES = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT, "I8": TensorProto.INT8}
 
 
 class GraphBuilder:
     """Collects nodes and initialisers; its methods return the names of the tensors they make."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
-        """tensors: what model.safetensors holds, by name."""
+        """tensors: the weights, by name."""
         self._tensors = tensors
-        self._nodes: list[NodeProto] = []
+        self._outer: list[NodeProto] = []
+        """Nodes of the graph itself."""
+        self._nodes = self._outer
+        """Those of the graph, or of the body of a loop, that is being built."""
+        self._count = 0
         self._initializers: dict[str, TensorProto] = {}
         self._weights: dict[str, Tensor] = {}
 
     def holds(self, name: str) -> bool:
-        """Whether model.safetensors has a tensor of this name."""
+        """Whether there is a weight of this name."""
         return name in self._tensors
 
     def nodes(
         self, operator: str, inputs: Sequence[Tensor], outputs: int, *, domain: str = "", **attributes: Any
     ) -> tuple[Tensor, ...]:
         """Adds a node with several outputs."""
-        names = tuple(f"{operator.lower()}_{len(self._nodes)}_{i}" for i in range(outputs))
+        names = self._names(operator, outputs)
         self._nodes.append(helper.make_node(operator, inputs, names, domain=domain, **attributes))
         return names
 
@@ -73,22 +77,64 @@ class GraphBuilder:
         return self.array(np.array(value, dtype))
 
     def weight(self, name: str, rows: Rows = None) -> Tensor:
-        """A stored tensor, or some of its rows, as float32; a conversion is folded at session start."""
+        """A stored tensor, or some of its rows, float16 as float32; a conversion is folded at session start."""
         key = name if rows is None else f"{name}[{rows[0]}:{rows[1]}]"
         if key not in self._weights:
             raw = self._external(key, self._tensors[name], rows)
-            is_float32 = self._tensors[name].dtype == "F32"
-            self._weights[key] = raw if is_float32 else self.node("Cast", raw, to=TensorProto.FLOAT)
+            if self._tensors[name].dtype == "F16":
+                (converted,) = self._names("cast", 1)
+                self._outer.append(helper.make_node("Cast", [raw], [converted], to=TensorProto.FLOAT))
+                raw = converted
+            self._weights[key] = raw
         return self._weights[key]
 
     def split(self, x: Tensor, *sizes: int, axis: int = -1) -> tuple[Tensor, ...]:
         """Cuts an axis into pieces of these sizes."""
         return self.nodes("Split", [x, self.integers(*sizes)], len(sizes), axis=axis)
 
+    def last(self, x: Tensor) -> Tensor:
+        """The last of [n, ...], as [1, ...]."""
+        return self.node("Slice", x, self.integers(-1), self.integers(np.iinfo(np.int64).max))
+
+    def shifted(self, first: Tensor, x: Tensor) -> Tensor:
+        """What was before each of x [n, ...]: `first` [1, ...] and all but the last."""
+        return self.node("Concat", first, self.node("Slice", x, self.integers(0), self.integers(-1)), axis=0)
+
+    def scan(
+        self,
+        state: Sequence[Tensor],
+        sequences: Sequence[tuple[Tensor, int]],
+        step: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Sequence[Tensor], Sequence[Tensor]]],
+        outputs: int,
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Steps through sequences [t, ...], given with their element types: the float32 state after the last step, and
+        `outputs` float32 sequences [t, ...].
+
+        `step` makes the nodes of one step: of a state and elements of the sequences, the next state and outputs.
+        """
+        outer, self._nodes = self._nodes, []
+        befores, elements = self._names("before", len(state)), self._names("element", len(sequences))
+        afters, produced = step(befores, elements)
+        if len(produced) != outputs:
+            raise ValueError(f"a step makes {len(produced)} outputs, not {outputs}")
+        # What goes through unchanged, or goes out twice, needs a name of its own.
+        ends = [self.node("Identity", x) for x in (*afters, *produced)]
+        kinds = [TensorProto.FLOAT] * len(state) + [kind for _, kind in sequences]
+        body = helper.make_graph(
+            self._nodes,
+            "one_step",
+            [_untold(name, kind) for name, kind in zip((*befores, *elements), kinds, strict=True)],
+            [_untold(name, TensorProto.FLOAT) for name in ends],
+        )
+        self._nodes = outer
+        operands = [*state, *(sequence for sequence, _ in sequences)]
+        results = self.nodes("Scan", operands, len(ends), body=body, num_scan_inputs=len(sequences))
+        return results[: len(state)], results[len(state) :]
+
     def model(self, inputs: Signature, outputs: Signature) -> ModelProto:
         """The finished model."""
         graph = helper.make_graph(
-            self._nodes,
+            self._outer,
             "step",
             [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
             [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
@@ -96,6 +142,10 @@ class GraphBuilder:
         )
         domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT_DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION, producer_name="hiddenstate")
+
+    def _names(self, stem: str, count: int) -> tuple[Tensor, ...]:
+        self._count += 1
+        return tuple(f"{stem.lower()}_{self._count}_{i}" for i in range(count))
 
     def _external(self, key: str, stored: StoredTensor, rows: Rows) -> Tensor:
         start, end = rows or (0, stored.shape[0])
@@ -107,7 +157,12 @@ class GraphBuilder:
             data_location=TensorProto.EXTERNAL,
         )
         offset, length = stored.offset + start * row_bytes, (end - start) * row_bytes
-        for entry, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", length)):
+        for entry, value in (("location", stored.file), ("offset", offset), ("length", length)):
             proto.external_data.add(key=entry, value=str(value))
         self._initializers[key] = proto
         return key
+
+
+def _untold(name: str, kind: int) -> ValueInfoProto:
+    """A value whose shape follows from the outer graph."""
+    return helper.make_tensor_value_info(name, kind, None)

@@ -19,37 +19,38 @@ from hiddenstate_models.export.products import Operand
 WEIGHT_STEPS = 63
 INPUT_STEPS = 127
 INPUT_ZERO = 128
+_INT8, _SCALES = ".int8", ".scales"
+
+
+def quantised(weights: Mapping[str, npt.NDArray[np.floating[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """Matrices [outputs, inputs] in int8 and their scales [outputs], by the names that `Int8Products` looks for."""
+    stored: dict[str, npt.NDArray[Any]] = {}
+    for name, weight in weights.items():
+        exact = weight.astype(np.float32)
+        scales = np.maximum(np.abs(exact).max(axis=1), np.finfo(np.float32).tiny) / WEIGHT_STEPS
+        stored[name + _INT8] = np.rint(exact / scales[:, None]).astype(np.int8)
+        stored[name + _SCALES] = scales
+    return stored
 
 
 class Int8Products:
     """Products of 8-bit inputs and 7-bit weights, summed in int32 and scaled to float32."""
 
-    def __init__(self, weights: Mapping[str, npt.NDArray[np.floating[Any]]]) -> None:
-        """weights: the stored tensors by name."""
-        self._weights = weights
-
     def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor, rows: Rows = None) -> Tensor:
         """See Products."""
         quantised, scale, zero = _quantise_input(graph, x)
-        matrix, scales = self._quantised(graph, weight, rows)
+        matrix = graph.node("Transpose", graph.weight(weight + _INT8, rows))
+        scales = graph.weight(weight + _SCALES, rows)
         product = graph.node("MatMulIntegerToFloat", quantised, matrix, scale, scales, zero, domain=MICROSOFT_DOMAIN)
         return graph.node("Add", product, addend)
 
     def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:
         """See Products."""
         quantised, scale, zero = _quantise_input(graph, x)
-        matrix, scales = self._quantised(graph, weight, None)
-        chosen = graph.node("Cast", graph.node("Gather", matrix, rows, axis=1), to=TensorProto.FLOAT)
+        chosen = graph.node("Cast", graph.node("Gather", graph.weight(weight + _INT8), rows), to=TensorProto.FLOAT)
         inputs = graph.node("DequantizeLinear", quantised, scale, zero)
-        products = graph.node("Mul", graph.node("Transpose", inputs), chosen)
-        sums = graph.node("ReduceSum", products, graph.integers(0), keepdims=0)
-        return graph.node("Mul", sums, graph.node("Gather", scales, rows))
-
-    def _quantised(self, graph: GraphBuilder, name: str, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The transposed weight [inputs, outputs] as int8, and the scale of every output."""
-        weight = self._weights[name][slice(*rows) if rows else slice(None)].astype(np.float32)
-        scales = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / WEIGHT_STEPS
-        return graph.array(np.rint(weight / scales[:, None]).astype(np.int8).T), graph.array(scales)
+        sums = graph.node("ReduceSum", graph.node("Mul", inputs, chosen), graph.integers(1), keepdims=0)
+        return graph.node("Mul", sums, graph.node("Gather", graph.weight(weight + _SCALES), rows))
 
 
 def _quantise_input(graph: GraphBuilder, x: Operand) -> tuple[Tensor, Tensor, Tensor]:

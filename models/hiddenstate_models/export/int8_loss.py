@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from hiddenstate_models.bundle import (
+    INT8_SEQUENCE_FILE,
     INT8_STEP_FILE,
+    INT8_WEIGHTS_FILE,
     STEP_FILE,
     WEIGHTS_FILE,
     TextSettings,
@@ -18,9 +20,9 @@ from hiddenstate_models.bundle import (
     read_header,
 )
 from hiddenstate_models.errors import BundleError
-from hiddenstate_models.export.int8 import Int8Products
+from hiddenstate_models.export.int8 import Int8Products, quantised
 from hiddenstate_models.export.products import Limits
-from hiddenstate_models.export.step import step_model
+from hiddenstate_models.export.step import sequence_model, step_model
 
 K = 5
 LANES = 64
@@ -64,7 +66,7 @@ class WordStepSession:
 
 
 def add_int8_step(folder: Path, network: WordNetwork, text: TextSettings, probe: Tokens | None = None) -> Int8Loss:
-    """Writes step.int8.onnx beside a finished step.onnx and measures what it costs.
+    """Writes weights and graphs in int8 beside finished ones and measures what they cost.
 
     probe: a text [n] to read, best one the network has not seen; without it, text the network generates.
     """
@@ -79,8 +81,15 @@ def add_int8_step(folder: Path, network: WordNetwork, text: TextSettings, probe:
         input=float(np.abs(weights["encoder.weight"]).max()),
         unbounded=_largest_output(network, expected.states),
     )
-    model = step_model(read_header(folder / WEIGHTS_FILE), network, Int8Products(weights), limits)
-    (folder / INT8_STEP_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    matrices = {name: array for name, array in weights.items() if array.ndim == 2}
+    if not network.tied:
+        del matrices["encoder.weight"]  # an embedding is no product
+    save_file(quantised(matrices), folder / INT8_WEIGHTS_FILE)
+    (folder / INT8_WEIGHTS_FILE).chmod(0o644)
+    tensors = read_header(folder / WEIGHTS_FILE) | read_header(folder / INT8_WEIGHTS_FILE)
+    for name, model_of in ((INT8_STEP_FILE, step_model), (INT8_SEQUENCE_FILE, sequence_model)):
+        model = model_of(tensors, network, Int8Products(), limits)
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
     found = _read(WordStepSession(folder / INT8_STEP_FILE), lanes, states)
     matches = expected.top[..., :, None] == found.top[..., None, :]

@@ -4,8 +4,10 @@ Plain products and gates are faster in ONNX Runtime than its own LSTM and GRU op
 product takes the input's as the matrix it adds to, which saves a pass over the gates.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
+
+from onnx import TensorProto
 
 from hiddenstate_models.bundle import CellShapes
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
@@ -41,6 +43,40 @@ def stack_step(
         now = step(graph, products, f"cells.layers.{layer}.", cells.hidden_sizes[layer], x, Operand(h, limit), *rest)
         after.append(now)
         x = Operand(now[0], limit)
+    return x, after
+
+
+def stack_run(
+    graph: GraphBuilder,
+    cells: CellShapes,
+    products: Products,
+    x: Operand,
+    state: list[tuple[Tensor, ...]],
+    limits: Limits,
+) -> tuple[Operand, list[tuple[Tensor, ...]]]:
+    """Steps all layers through x [n, input] from one row of state: outputs [n, output] and the last state."""
+    step = _STEPS[cells.cell]
+    limit = limits.output(cells)
+    after = []
+    for layer, before in enumerate(state):
+        name = f"cells.layers.{layer}."
+
+        def one(
+            state: Sequence[Tensor],
+            elements: Sequence[Tensor],
+            name: str = name,
+            size: int = cells.hidden_sizes[layer],
+            input_limit: float = x.limit,
+        ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+            h, *rest = state
+            now = step(graph, products, name, size, Operand(elements[0], input_limit), Operand(h, limit), *rest)
+            return now, now[:1]
+
+        axis = graph.integers(1)
+        rows = graph.node("Unsqueeze", x.tensor, axis)
+        now, (outputs,) = graph.scan(before, [(rows, TensorProto.FLOAT)], one, 1)
+        after.append(tuple(now))
+        x = Operand(graph.node("Squeeze", outputs, axis), limit)
     return x, after
 
 

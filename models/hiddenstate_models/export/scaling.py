@@ -47,6 +47,12 @@ def moves_since_last(
     return graph.node("Gemm", state, graph.array(before), observed, transB=1)
 
 
+def last_values(graph: GraphBuilder, columns: int, targets: Sequence[int], state: Tensor) -> Tensor:
+    """The last value of each target, float64 [n, targets], in state float64 [n, rows * columns]; 0 before the first."""
+    last = _matrix([{_HIGH: 1.0, _LOW: 1.0}], _ROWS, columns)[list(targets)]
+    return graph.node("MatMul", state, graph.array(np.ascontiguousarray(last.T)))
+
+
 def scaling_step(
     graph: GraphBuilder, columns: int, targets: Sequence[int], values: Tensor, row: Tensor, state: Tensor, width: int
 ) -> ScaledStep:

@@ -1,6 +1,7 @@
 """The served step of a next-value network as a graph: surprise, scaling, cells, distribution."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ from hiddenstate_models.bundle import ValueNetwork
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
 from hiddenstate_models.export.recurrent import split_state, stack_step
-from hiddenstate_models.export.scaling import moves_since_last, scaling_step
+from hiddenstate_models.export.scaling import last_values, moves_since_last, scaling_step
 from hiddenstate_models.networks.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLEST_SCALE
 
 _POWERS = 7
@@ -23,47 +24,119 @@ def value_step(graph: GraphBuilder, network: ValueNetwork, products: Products) -
     each target's location as an offset from the last value (so that small moves of large values stay visible),
     its scale and, for Student's t, its degrees of freedom. A scale of 0 says that there is no prediction yet.
     """
-    node, targets, double = graph.node, len(network.targets), TensorProto.DOUBLE
-    width = network.scaling_size + network.parameters * targets
+    columns, targets = network.columns, network.targets
+    width = network.scaling_size + network.parameters * len(targets)
     recurrent, row = graph.split("states", network.state_size, width)
-    pieces = network.scaling_size, *[targets] * network.parameters
-    scaling, *remembered = graph.split(node("Cast", row, to=double), *pieces)
-    observed = _predicted(graph, network, "values")
-    moves = moves_since_last(graph, network.columns, network.targets, observed, scaling)
-    graph.output("surprises", _surprises(graph, targets, moves, *remembered))
+    pieces = network.scaling_size, *_parameter_sizes(network)
+    scaling, *remembered = graph.split(_double(graph, row), *pieces)
+    _observe(graph, network, scaling, remembered)
 
-    scaled = scaling_step(graph, network.columns, network.targets, "values", row, scaling, width)
+    scaled = scaling_step(graph, columns, targets, "values", row, scaling, width)
     state = split_state(graph, network, recurrent)
     output, after = stack_step(graph, network, products, Operand(scaled.features, math.inf), state, Limits())
+    offset, *spread = _prediction(graph, network, products, output, scaled.units, scaled.seen)
+    # one product where a choice and a sum would be two nodes
+    predicted = graph.array(np.eye(columns)[:, list(targets)])
+    location = graph.node("Gemm", scaled.values, predicted, _double(graph, offset), transA=1)
+    _answer(graph, location, *spread)
+    flat = [piece for layer in after for piece in layer]
+    graph.output("next_states", graph.node("Concat", *flat, scaled.state, offset, *spread, axis=1))
+    return _model(graph, network, "n")
+
+
+def value_run(graph: GraphBuilder, network: ValueNetwork, products: Products) -> ModelProto:
+    """The same signature for n rows of values of one session after each other: outputs of each, the last state.
+
+    Scaling and cells go step by step; surprises and predictions are made for all steps at once.
+    """
+    columns, targets = network.columns, network.targets
+    prediction_size = network.parameters * len(targets)
+    sizes = network.state_size, network.scaling_size, prediction_size
+    recurrent, scaling, remembered = graph.split("states", *sizes)
+    layers = split_state(graph, network, recurrent)
+
+    def one(state: Sequence[Tensor], elements: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        pieces = iter(state)
+        cells = [tuple(next(pieces) for _ in layer) for layer in layers]
+        before = next(pieces)
+        wide = _double(graph, before)
+        scaled = scaling_step(graph, columns, targets, elements[0], before, wide, network.scaling_size)
+        output, after = stack_step(graph, network, products, Operand(scaled.features, math.inf), cells, Limits())
+        now = [*(piece for layer in after for piece in layer), scaled.state]
+        return now, [output.tensor, scaled.state, scaled.units, scaled.seen]
+
+    axis = graph.integers(1)
+    rows = graph.node("Unsqueeze", "values", axis)
+    state = [*(piece for layer in layers for piece in layer), scaling]
+    after, sequences = graph.scan(state, [(rows, TensorProto.DOUBLE)], one, 4)
+    outputs, scalings, units, seen = (graph.node("Squeeze", sequence, axis) for sequence in sequences)
+    prediction = _prediction(graph, network, products, Operand(outputs, math.inf), units, seen)
+    last = last_values(graph, columns, targets, _double(graph, scalings))
+    location = graph.node("Add", last, _double(graph, prediction[0]))
+    _answer(graph, location, *prediction[1:])
+    predictions = graph.node("Concat", *prediction, axis=1)
+    before = _double(graph, graph.shifted(remembered, predictions))
+    _observe(
+        graph,
+        network,
+        _double(graph, graph.shifted(scaling, scalings)),
+        graph.split(before, *_parameter_sizes(network)),
+    )
+    graph.output("next_states", graph.node("Concat", *after, graph.last(predictions), axis=1))
+    return _model(graph, network, 1)
+
+
+def _observe(graph: GraphBuilder, network: ValueNetwork, scaling: Tensor, remembered: Sequence[Tensor]) -> None:
+    """Makes the surprises of the values the graph's, given float64 states and predictions before them."""
+    observed = _predicted(graph, network, "values")
+    moves = moves_since_last(graph, network.columns, network.targets, observed, scaling)
+    graph.output("surprises", _surprises(graph, len(network.targets), moves, *remembered))
+
+
+def _prediction(
+    graph: GraphBuilder, network: ValueNetwork, products: Products, output: Operand, units: Tensor, seen: Tensor
+) -> tuple[Tensor, ...]:
+    """Offset from the last value, scale and degrees of freedom, float32 [n, targets] each, of outputs [n, output]."""
+    node, targets = graph.node, len(network.targets)
     head = products.linear(graph, output, "head.weight", graph.weight("head.bias"))
     location, positive = graph.split(head, targets, (network.parameters - 1) * targets)
     smallest = np.repeat([SMALLEST_SCALE, SMALLEST_DEGREES_OF_FREEDOM], targets)[: (network.parameters - 1) * targets]
     positive = node("Add", node("Softplus", positive), graph.array(smallest.astype(np.float32)))
     scale, *freedom = graph.split(positive, *[targets] * (network.parameters - 1))
+    known = node("Min", seen, graph.number(1.0))
+    return node("Mul", units, location), node("Mul", node("Mul", units, scale), known), *freedom
 
-    known = node("Min", scaled.seen, graph.number(1.0))
-    offset = node("Mul", scaled.units, location)
-    scale = node("Mul", node("Mul", scaled.units, scale), known)
+
+def _answer(graph: GraphBuilder, location: Tensor, scale: Tensor, *freedom: Tensor) -> None:
+    """Makes predictions the graph's: NaN where nothing has been seen."""
+    node = graph.node
     never, nan = node("Equal", scale, graph.number(0.0)), graph.number(math.nan, np.float64)
-    predicted = graph.array(np.eye(network.columns)[:, list(network.targets)])
-    location = node("Gemm", scaled.values, predicted, node("Cast", offset, to=double), transA=1)
     graph.output("locations", node("Where", never, nan, location))
-    graph.output("scales", node("Where", never, nan, node("Cast", scale, to=double)))
+    graph.output("scales", node("Where", never, nan, _double(graph, scale)))
     graph.output("degrees_of_freedom", freedom[0] if freedom else _infinite_like(graph, scale))
-    flat = [piece for layer in after for piece in layer]
-    graph.output("next_states", node("Concat", *flat, scaled.state, offset, scale, *freedom, axis=1))
 
-    size = network.served_state_size
+
+def _parameter_sizes(network: ValueNetwork) -> list[int]:
+    return [len(network.targets)] * network.parameters
+
+
+def _model(graph: GraphBuilder, network: ValueNetwork, rows: str | int) -> ModelProto:
+    """`rows` of states, n rows of values."""
+    size, targets = network.served_state_size, len(network.targets)
     return graph.model(
-        {"values": (TensorProto.DOUBLE, ["n", network.columns]), "states": (TensorProto.FLOAT, ["n", size])},
+        {"values": (TensorProto.DOUBLE, ["n", network.columns]), "states": (TensorProto.FLOAT, [rows, size])},
         {
             "surprises": (TensorProto.FLOAT, ["n"]),
             "locations": (TensorProto.DOUBLE, ["n", targets]),
             "scales": (TensorProto.DOUBLE, ["n", targets]),
             "degrees_of_freedom": (TensorProto.FLOAT, ["n", targets]),
-            "next_states": (TensorProto.FLOAT, ["n", size]),
+            "next_states": (TensorProto.FLOAT, [rows, size]),
         },
     )
+
+
+def _double(graph: GraphBuilder, x: Tensor) -> Tensor:
+    return graph.node("Cast", x, to=TensorProto.DOUBLE)
 
 
 def _predicted(graph: GraphBuilder, network: ValueNetwork, columns: Tensor) -> Tensor:

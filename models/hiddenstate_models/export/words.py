@@ -1,11 +1,13 @@
 """The served step of a next-word network as a graph: surprise, embedding, cells, vocabulary, exact top k."""
 
+from collections.abc import Sequence
+
 from onnx import ModelProto, TensorProto
 
 from hiddenstate_models.bundle import LOG_NORMALIZER_SIZE, WordNetwork
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
-from hiddenstate_models.export.recurrent import split_state, stack_step
+from hiddenstate_models.export.recurrent import split_state, stack_run, stack_step
 
 # Maxima of blocks of logits are cheap to find and few to sort.
 TOP_K_BLOCK = 100
@@ -17,40 +19,82 @@ def word_step(graph: GraphBuilder, network: WordNetwork, products: Products, lim
     A row of states is the recurrent state and the log-normaliser of the logits predicted from it, so that the
     surprise of the next token takes one row of the output layer. limits bound what int8 products multiply.
     """
-    matrix = "encoder.weight" if network.tied else "head.weight"
+    head = _Head(graph, network, products, limits)
     recurrent, log_normalizer = graph.split("states", network.state_size, LOG_NORMALIZER_SIZE)
     state = split_state(graph, network, recurrent)
+    graph.output("surprises", head.surprises(state[-1][0], log_normalizer))
+    output, after = stack_step(graph, network, products, _embedded(graph, limits), state, limits)
+    log_normalizer = head.predict(output)
+    _next_states(graph, after, log_normalizer)
+    return _model(graph, network, "n")
 
-    # surprise of what was observed, under the prediction made before it
-    predicted_from = Operand(state[-1][0], limits.output(network))
-    product = products.row_products(graph, predicted_from, matrix, "tokens")
-    logit = graph.node("Add", product, graph.node("Gather", graph.weight("head.bias"), "tokens"))
-    graph.output("surprises", graph.node("Sub", graph.node("Squeeze", log_normalizer, graph.integers(1)), logit))
 
-    # one step, and the logits of what comes next
-    embedded = Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"), limits.input)
-    output, after = stack_step(graph, network, products, embedded, state, limits)
-    logits = products.linear(graph, output, matrix, graph.weight("head.bias"))
+def word_run(graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits) -> ModelProto:
+    """The same signature for n tokens of one row after each other: outputs of each, the last of the states.
 
-    best, tokens = exact_top_k(graph, logits, network.vocabulary_size)
-    log_normalizer = _log_normalizer(graph, logits, best, tokens)
-    graph.output("top_tokens", graph.node("Cast", tokens, to=TensorProto.INT32))
-    graph.output("top_probabilities", graph.node("Exp", graph.node("Sub", best, log_normalizer)))
-    flat = [piece for layer in after for piece in layer]
-    graph.output("next_states", graph.node("Concat", *flat, log_normalizer, axis=1))
+    Embedding, output layer and whatever else needs no order are done for all tokens at once.
+    """
+    head = _Head(graph, network, products, limits)
+    recurrent, log_normalizer = graph.split("states", network.state_size, LOG_NORMALIZER_SIZE)
+    state = split_state(graph, network, recurrent)
+    outputs, after = stack_run(graph, network, products, _embedded(graph, limits), state, limits)
+    log_normalizers = head.predict(outputs)
+    predicted_from = graph.shifted(state[-1][0], outputs.tensor)
+    graph.output("surprises", head.surprises(predicted_from, graph.shifted(log_normalizer, log_normalizers)))
+    _next_states(graph, after, graph.last(log_normalizers))
+    return _model(graph, network, 1)
 
+
+class _Head:
+    """The output layer, whose input is the last layer's output."""
+
+    def __init__(self, graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits) -> None:
+        self._graph, self._network, self._products = graph, network, products
+        self._matrix = "encoder.weight" if network.tied else "head.weight"
+        self._limit = limits.output(network)
+
+    def surprises(self, predicted_from: Tensor, log_normalizers: Tensor) -> Tensor:
+        """Of what was observed [n], under predictions made from outputs [n, output] with log-normalisers [n, 1]."""
+        graph = self._graph
+        operand = Operand(predicted_from, self._limit)
+        product = self._products.row_products(graph, operand, self._matrix, "tokens")
+        logit = graph.node("Add", product, graph.node("Gather", graph.weight("head.bias"), "tokens"))
+        return graph.node("Sub", graph.node("Squeeze", log_normalizers, graph.integers(1)), logit)
+
+    def predict(self, output: Operand) -> Tensor:
+        """Makes predictions from outputs [n, output] the graph's; returns their log-normalisers [n, 1]."""
+        graph = self._graph
+        logits = self._products.linear(graph, output, self._matrix, graph.weight("head.bias"))
+        best, tokens = exact_top_k(graph, logits, self._network.vocabulary_size)
+        log_normalizers = _log_normalizer(graph, logits, best, tokens)
+        graph.output("top_tokens", graph.node("Cast", tokens, to=TensorProto.INT32))
+        graph.output("top_probabilities", graph.node("Exp", graph.node("Sub", best, log_normalizers)))
+        return log_normalizers
+
+
+def _embedded(graph: GraphBuilder, limits: Limits) -> Operand:
+    return Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"), limits.input)
+
+
+def _next_states(graph: GraphBuilder, layers: Sequence[Sequence[Tensor]], log_normalizer: Tensor) -> None:
+    pieces = [piece for layer in layers for piece in layer]
+    graph.output("next_states", graph.node("Concat", *pieces, log_normalizer, axis=1))
+
+
+def _model(graph: GraphBuilder, network: WordNetwork, rows: str | int) -> ModelProto:
+    """`rows` of states, n tokens."""
     size = network.served_state_size
     return graph.model(
         {
             "tokens": (TensorProto.INT64, ["n"]),
-            "states": (TensorProto.FLOAT, ["n", size]),
+            "states": (TensorProto.FLOAT, [rows, size]),
             "k": (TensorProto.INT64, [1]),
         },
         {
             "surprises": (TensorProto.FLOAT, ["n"]),
             "top_tokens": (TensorProto.INT32, ["n", "top"]),
             "top_probabilities": (TensorProto.FLOAT, ["n", "top"]),
-            "next_states": (TensorProto.FLOAT, ["n", size]),
+            "next_states": (TensorProto.FLOAT, [rows, size]),
         },
     )
 

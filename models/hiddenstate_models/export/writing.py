@@ -17,7 +17,7 @@ from hiddenstate_models.bundle import Bundle, TextSettings, ValueSettings, WordN
 from hiddenstate_models.errors import BundleError
 from hiddenstate_models.export.card import card
 from hiddenstate_models.export.int8_loss import add_int8_step
-from hiddenstate_models.export.step import step_model
+from hiddenstate_models.export.step import sequence_model, step_model
 
 DTYPES: dict[str, type[np.floating[Any]]] = {"float16": np.float16, "float32": np.float32}
 
@@ -92,8 +92,9 @@ def _write_files(
     if contents.learning_curve is not None:
         shutil.copyfile(contents.learning_curve, folder / layout.CURVE_FILE)
     network = layout.network_shapes(contents.network)
-    model = step_model(layout.read_header(folder / layout.WEIGHTS_FILE), network)
-    (folder / layout.STEP_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    tensors = layout.read_header(folder / layout.WEIGHTS_FILE)
+    for name, model_of in ((layout.STEP_FILE, step_model), (layout.SEQUENCE_FILE, sequence_model)):
+        (folder / name).write_bytes(model_of(tensors, network).SerializeToString(deterministic=True))
 
     config: dict[str, Any] = {
         "format": layout.FORMAT,

@@ -1,4 +1,4 @@
-"""Runtimes: what does the arithmetic of one step for a batch of rows."""
+"""Runtimes: what does the arithmetic, of one step for a batch of rows or of a run of steps of one row."""
 
 from __future__ import annotations
 
@@ -78,11 +78,21 @@ class Runtime(Protocol):
     description: str
     """For people: library, device, precision."""
 
+    makes_runs: bool
+    """Whether it is a RunRuntime."""
+
     def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
         """Steps n rows: int64 [n] tokens or float64 [n, columns] values, and float32 [n, state_size]."""
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """One row each: what a new session starts with."""
+
+
+class RunRuntime(Runtime, Protocol):
+    """One that takes many observations of one row at once, faster than step by step."""
+
+    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
+        """What n steps of one row give, inputs [n, ...] after each other: outputs of each, state [1, state_size]."""
 
 
 class WordRuntime(Runtime, Protocol):

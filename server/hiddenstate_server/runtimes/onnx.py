@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -29,25 +31,62 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+class Graphs:
+    """A model's graphs of one step and, where it has one, of a sequence of them."""
+
+    def __init__(self, step: Path, sequence: Path | None, outputs: Sequence[str]) -> None:
+        self._step = open_session(step)
+        self._sequence = None if sequence is None else open_session(sequence)
+        self._names = [*outputs, "next_states"]
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether `run` can be called."""
+        return self._sequence is not None
+
+    def step(self, feed: Mapping[str, InputArray]) -> list[Any]:
+        """The columns of outputs and the next states."""
+        found: list[Any] = self._step.run(self._names, feed)
+        return found
+
+    def run(self, feed: Mapping[str, InputArray]) -> list[Any]:
+        """The same of inputs of one row after each other."""
+        assert self._sequence is not None
+        found: list[Any] = self._sequence.run(self._names, feed)
+        return found
+
+
 class OnnxWords:
-    """A next-word step graph."""
+    """The graphs of a next-word model."""
 
     def __init__(
-        self, path: Path, head: WordHead, *, state_size: int, top_k: int, end_token: int, precision: str
+        self,
+        step: Path,
+        sequence: Path | None,
+        head: WordHead,
+        *,
+        state_size: int,
+        top_k: int,
+        end_token: int,
+        precision: str,
     ) -> None:
         self.state_size = state_size
         self.log_probabilities = head.log_probabilities
         self.description = f"onnxruntime cpu {precision}"
-        self._session = open_session(path)
-        self._names = [*WordOutputs._fields, "next_states"]
+        self._graphs = Graphs(step, sequence, WordOutputs._fields)
+        self.makes_runs = self._graphs.has_sequence
         self._k = np.array([top_k], np.int64)
         self._end_token = end_token
 
     def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
         """Tokens int64 [n]."""
-        feed = {"tokens": inputs, "states": states, "k": self._k}
-        *columns, next_states = self._session.run(self._names, feed)
+        *columns, next_states = self._graphs.step({"tokens": inputs, "states": states, "k": self._k})
         return WordOutputs(*columns), next_states
+
+    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
+        """Tokens int64 [n]."""
+        *columns, next_state = self._graphs.run({"tokens": inputs, "states": state, "k": self._k})
+        return WordOutputs(*columns), next_state
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """The row after the end of a document, so that there is a prediction before the first word."""
@@ -56,19 +95,24 @@ class OnnxWords:
 
 
 class OnnxValues:
-    """A next-value step graph."""
+    """The graphs of a next-value model."""
 
-    def __init__(self, path: Path, *, state_size: int, columns: int, precision: str) -> None:
+    def __init__(self, step: Path, sequence: Path | None, *, state_size: int, columns: int, precision: str) -> None:
         self.state_size = state_size
         self.description = f"onnxruntime cpu {precision}"
-        self._session = open_session(path)
-        self._names = [*ValueOutputs._fields, "next_states"]
+        self._graphs = Graphs(step, sequence, ValueOutputs._fields)
+        self.makes_runs = self._graphs.has_sequence
         self._columns = columns
 
     def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
         """Values float64 [n, columns]."""
-        *columns, next_states = self._session.run(self._names, {"values": inputs, "states": states})
+        *columns, next_states = self._graphs.step({"values": inputs, "states": states})
         return ValueOutputs(*columns), next_states
+
+    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
+        """Values float64 [n, columns]."""
+        *columns, next_state = self._graphs.run({"values": inputs, "states": state})
+        return ValueOutputs(*columns), next_state
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """A row of zeros, and no prediction (NaN) before the first value."""
@@ -78,19 +122,24 @@ class OnnxValues:
 
 
 class OnnxNotes:
-    """A music step graph."""
+    """The graphs of a music model."""
 
-    def __init__(self, path: Path, *, state_size: int, notes: int, precision: str) -> None:
+    def __init__(self, step: Path, sequence: Path | None, *, state_size: int, notes: int, precision: str) -> None:
         self.state_size = state_size
         self.description = f"onnxruntime cpu {precision}"
-        self._session = open_session(path)
-        self._names = [*ProbabilityOutputs._fields, "next_states"]
+        self._graphs = Graphs(step, sequence, ProbabilityOutputs._fields)
+        self.makes_runs = self._graphs.has_sequence
         self._notes = notes
 
     def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
         """Frames float64 [n, notes] of 0 and 1."""
-        *columns, next_states = self._session.run(self._names, {"values": inputs, "states": states})
+        *columns, next_states = self._graphs.step({"values": inputs, "states": states})
         return ProbabilityOutputs(*columns), next_states
+
+    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
+        """Frames float64 [n, notes] of 0 and 1."""
+        *columns, next_state = self._graphs.run({"values": inputs, "states": state})
+        return ProbabilityOutputs(*columns), next_state
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """The row after a silent frame, so that there is a prediction before the first one."""

@@ -31,6 +31,8 @@ def cuda_available() -> bool:
 class TorchRuntime:
     """Steps a bundle's reference module; `device` is cpu or cuda."""
 
+    makes_runs = False
+
     def __init__(self, bundle: Bundle, *, top_k: int, device: str) -> None:
         self.state_size = bundle.config.state_size
         self.description = f"torch {device} fp32"

@@ -86,8 +86,8 @@ class Host:
 
     # what is served
 
-    def add_model(self, info: ModelInfo, runtime: Runtime, max_batch: int) -> ServedModel:
-        """Starts serving a model."""
+    def add_model(self, info: ModelInfo, runtime: Runtime, max_batch: int, max_run: int = 0) -> ServedModel:
+        """Starts serving a model, with runs of up to `max_run` observations of a session."""
         # No slot is used twice, so a row that outlived its model leads nowhere.
         self._last_slot += 1
         model = ServedModel(
@@ -95,6 +95,7 @@ class Host:
             runtime,
             capacity=self._model_rows,
             max_batch=max_batch,
+            max_run=max_run,
             base=self._last_slot * self._model_rows,
             rewind_steps=self.limits.rewind_steps,
             streams=self.streams,

@@ -21,6 +21,7 @@ from hiddenstate_server.stepping.recent import RecentStates
 KEPT = 2
 """States kept for each row."""
 _WRITE_TICKS = 16
+_ANY = 2**31
 
 
 class Replay(NamedTuple):
@@ -97,6 +98,16 @@ class History:
         for row in rows.tolist():
             self._replayed[row] += 1
         self._recent_states.note(rows, np.array([self._replayed[row] for row in rows.tolist()]))
+
+    def room(self, row: int) -> int:
+        """How many observations of a row may be recorded at once, so that states are kept as close as they should."""
+        if not self.limit:
+            return _ANY
+        left = self._newest.item(row) + self._interval - self._applied.item(row)
+        if left <= 0:
+            self.settle()
+            left = self._interval
+        return left
 
     def settle(self) -> None:
         """Brings the columns up to date."""

@@ -61,6 +61,8 @@ _ANSWERS: Mapping[int, Literal["observed", "peeked", "rewound"]] = {
 }
 _SMALL_FRAME = 4
 """Up to this many rows, checking one by one beats a dozen array operations."""
+_SHORTEST_RUN = 8
+"""Fewer observations of one row than this are cheaper in steps, which they share with others."""
 
 Act: TypeAlias = Callable[[Batch, float], None]
 """Does what items of one kind ask for: of distinct rows, at a monotonic second."""
@@ -194,6 +196,7 @@ class ServedModel:
         *,
         capacity: int,
         max_batch: int,
+        max_run: int,
         base: int,
         rewind_steps: int,
         streams: Mapping[int, Stream],
@@ -211,7 +214,7 @@ class ServedModel:
         self.base = base
         self.capacity = capacity
         self.arena = Arena(capacity, *runtime.initial())
-        self.engine = Engine(runtime, self.arena, max_batch)
+        self.engine = Engine(runtime, self.arena, max_batch, max_run)
         self.table = SessionTable(capacity)
         self.scheduler = Scheduler(capacity, info.empty_input)
         self.metrics = metrics
@@ -234,13 +237,12 @@ class ServedModel:
         self._streams = streams
         self.backlogs = backlogs
         self._watching = watching
-        # Where answers wait for the store, the step they tell is durable when they leave.
-        self._durable = {"not": None, "behind": self.table.durable, "every-step": self.table.applied}[stored]
-        durable = () if self._durable is None else ("durable_steps",)
+        self._stored = stored
+        durable = () if stored == "not" else ("durable_steps",)
         self._fields = ("handles", "steps", *self.arena.outputs._fields, *durable)
         columns = [self.table.handle, self.table.applied.view(np.uint64), *self.arena.outputs]
-        if self._durable is not None:
-            columns.append(self._durable.view(np.uint64))
+        if durable:
+            columns.append(self.table.durable.view(np.uint64))
         self._singles = SingleReplies(dict(zip(self._fields, columns, strict=True)), max_batch)
         self._vocabulary = () if info.text is None else info.text.vocabulary
 
@@ -405,7 +407,7 @@ class ServedModel:
     def _answer_repeats(self, stream: Stream, rows: RowArray, flags: int, now: float) -> None:
         self.table.last_use[rows] = now
         stream.backlog += len(rows)
-        self._deliver(rows, self.engine.last(rows), np.full(len(rows), flags, np.uint8), np.full(len(rows), now))
+        self._deliver_last(rows, np.full(len(rows), flags, np.uint8), np.full(len(rows), now))
 
     def peek(self, stream: Stream, rows: RowArray, with_words: bool, now: float) -> None:
         """Queues peeks behind what the sessions have."""
@@ -473,19 +475,21 @@ class ServedModel:
         self._acts = dict(sorted({**self._acts, kind: act}.items()))
 
     def tick(self, now: float) -> None:
-        """Takes one batch and acts on its items, kind by kind."""
+        """Takes one batch and acts on its items, kind by kind; then one run, where much of one row waits."""
         batch = self.scheduler.take(self.engine.max_batch)
         self.table.last_use[places_of(batch.rows)] = now
         if not marks_of(batch.flags) & (KIND | SILENT):
             self._step(batch, now)
-            return
-        kinds = batch.flags & KIND
-        self.at_work = batch.rows
-        for kind, act in self._acts.items():
-            mask = kinds == kind
-            if mask.any():
-                act(batch.only(mask), now)
-        self.at_work = _NO_ROWS
+        else:
+            kinds = batch.flags & KIND
+            self.at_work = batch.rows
+            for kind, act in self._acts.items():
+                mask = kinds == kind
+                if mask.any():
+                    act(batch.only(mask), now)
+            self.at_work = _NO_ROWS
+        if self.engine.max_run:
+            self._run(batch.rows, now)
 
     def _observe(self, batch: Batch, now: float) -> None:
         silent = (batch.flags & SILENT) > 0
@@ -506,19 +510,60 @@ class ServedModel:
             heard = ~silent
             batch, outputs = batch.only(heard), each_column(outputs, lambda column: column[heard])
         if len(batch.rows):
-            places = places_of(batch.rows)
-            steps = self.table.applied[places] + 1
-            self.table.applied[places] = steps
-            self.table.unsaved[places] = True
-            self.history.record(batch.rows, steps, batch.inputs)
-            self._deliver(batch.rows, outputs, batch.flags, batch.received)
-            if self.followers:
-                self.followers.follow(batch.rows, batch.inputs, outputs.surprises, now)
-            if self._watching:
-                self._tell_watchers(batch.rows, outputs)
+            self._applied(batch, self.table.applied[places_of(batch.rows)] + 1, outputs, now)
+
+    def _run(self, rows: RowArray, now: float) -> None:
+        """Takes many observations at once of the first of these rows with a long queue.
+
+        After that it stands behind the others, so that of several such rows each has its turn.
+        """
+        waiting = self.scheduler.pending[places_of(rows)]
+        shortest = min(_SHORTEST_RUN, self.engine.max_run)
+        if waiting.max() < shortest:
+            return
+        for row in rows[waiting >= shortest].tolist():
+            if self.followers.along(row) is not None:
+                continue  # a twin is fed step by step
+            longest = self.engine.max_run
+            if not self.table.replaying.item(row):
+                longest = min(longest, self.history.room(row))
+            batch = self.scheduler.take_run(row, min(shortest, longest), longest)
+            if batch is None:
+                continue
+            self._step_run(row, batch, now)
+            return
+
+    def _step_run(self, row: int, batch: Batch, now: float) -> None:
+        start = self.metrics.step_started(now, batch.received)
+        try:
+            outputs = self.engine.run(row, batch.inputs)
+        except Exception:
+            log.exception("a run of %s failed", self.info.name)
+            self._fail(batch)
+            return
+        count = len(batch.rows)
+        self.metrics.run_finished(start, count)
+        if batch.flags.item(0) & SILENT:
+            self.metrics.replayed(count)
+            self.history.replayed(batch.rows)
+            return
+        first = self.table.applied.item(row) + 1
+        self._applied(batch, np.arange(first, first + count), outputs, now)
+
+    def _applied(self, batch: Batch, steps: NDArray[np.int64], outputs: Outputs, now: float) -> None:
+        """Notes and answers observations that are in the states; of a row's several the last has the highest step."""
+        places = places_of(batch.rows)
+        self.table.applied[places] = steps
+        self.table.unsaved[places] = True
+        self.history.record(batch.rows, steps, batch.inputs)
+        self._deliver(batch.rows, steps, outputs, batch.flags, batch.received)
+        if self.followers:
+            self.followers.follow(batch.rows, batch.inputs, outputs.surprises, now)
+        if self._watching:
+            self._tell_watchers(batch.rows, steps, outputs)
 
     def _peek(self, batch: Batch, _now: float) -> None:
-        self._deliver(batch.rows, self.engine.last(batch.rows), batch.flags, batch.received)
+        self._deliver_last(batch.rows, batch.flags, batch.received)
 
     def _rewind(self, batch: Batch, _now: float) -> None:
         """Starts rewinds; those that need no replay are answered at once."""
@@ -535,14 +580,14 @@ class ServedModel:
         self._answer_rewinds(batch)
 
     def _answer_rewinds(self, batch: Batch) -> None:
-        outputs = self.engine.last(batch.rows)
-        self._deliver(batch.rows, outputs, batch.flags, batch.received)
+        outputs, steps = self.engine.last(batch.rows), self.table.applied[batch.rows]
+        self._deliver(batch.rows, steps, outputs, batch.flags, batch.received)
         if self._watching:
-            self._tell_watchers(batch.rows, outputs)
+            self._tell_watchers(batch.rows, steps, outputs)
 
-    def _tell_watchers(self, rows: RowArray, outputs: Outputs) -> None:
+    def _tell_watchers(self, rows: RowArray, steps: NDArray[np.int64], outputs: Outputs) -> None:
         keys = [self.table.keys[row] for row in rows.tolist()]
-        self._watching.tell(keys, self.table.applied[rows], outputs, self.info.version, self._vocabulary)
+        self._watching.tell(keys, steps, outputs, self.info.version, self._vocabulary)
 
     @contextmanager
     def watched(self, row: int, with_words: bool) -> Iterator[Watcher]:
@@ -562,7 +607,7 @@ class ServedModel:
         error = errors.InternalError("the step failed; the server's log has the details")
         if self.twins:
             mine = self._is_session(batch.rows)
-            self.release_twins(batch.rows[~mine].tolist(), error)
+            self.release_twins(np.unique(batch.rows[~mine]).tolist(), error)
             batch = batch.only(mine)
         behind = self.drop(batch.rows, error)
         heard = batch.rows[(batch.flags & SILENT) == 0]
@@ -579,14 +624,20 @@ class ServedModel:
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             self._streams[number].backlog -= count
 
-    def _deliver(self, rows: RowArray, outputs: Outputs, flags: FlagArray, received: DoubleArray) -> None:
+    def _deliver_last(self, rows: RowArray, flags: FlagArray, received: DoubleArray) -> None:
+        """Answers with what rows answered last."""
+        self._deliver(rows, self.table.applied[rows], self.engine.last(rows), flags, received)
+
+    def _deliver(
+        self, rows: RowArray, steps: NDArray[np.int64], outputs: Outputs, flags: FlagArray, received: DoubleArray
+    ) -> None:
         """Packs answers by stream, and by whether they carry words."""
         if self.twins:
             mine = self._is_session(rows)
             if not mine.all():
                 compared = ~mine & (flags & (KIND | CATCH_UP) == OBSERVE)
                 self.metrics.compared("shadow", outputs.surprises[compared])
-                rows, flags, received = rows[mine], flags[mine], received[mine]
+                rows, steps, flags, received = rows[mine], steps[mine], flags[mine], received[mine]
                 outputs = each_column(outputs, lambda column: column[mine])
                 if not len(rows):
                     return
@@ -596,7 +647,7 @@ class ServedModel:
         if (
             not marks
             and len(rows) <= len(self._streams)
-            and self._deliver_singles(places, keys.tolist(), outputs, received)
+            and self._deliver_singles(places, steps, keys.tolist(), outputs, received)
         ):
             return
         worded = bool(marks & WORDS)
@@ -607,13 +658,13 @@ class ServedModel:
         else:
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
-            rows, flags, received = rows[order], flags[order], received[order]
+            rows, steps, flags, received = rows[order], steps[order], flags[order], received[order]
             outputs = each_column(outputs, lambda column: column[order])
             bounds = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist(), len(rows)]
-        columns = [handle_bytes(self.table.handle[rows]), step_bytes(self.table.applied[rows])]
+        columns = [handle_bytes(self.table.handle[rows]), step_bytes(steps)]
         columns += [column.tobytes() for column in outputs]
-        if self._durable is not None:
-            columns.append(step_bytes(self._durable[rows]))
+        if self._stored != "not":
+            columns.append(step_bytes(self._durable_steps(rows, steps)))
         widths = [len(column) // len(rows) for column in columns]
         answers = _ANSWERS[int(flags[0]) & KIND]
         for start, end in pairwise(bounds):
@@ -631,15 +682,25 @@ class ServedModel:
             if not marks & HOLD or stream.unsent >= RUN_ANSWER_ROWS or not (flags[start:end] & HOLD).all():
                 stream.wake()
 
+    def _durable_steps(self, places: RowArray | slice, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What answers about `steps` tell. Where they wait for the store, it is durable when they leave."""
+        durable: NDArray[np.int64] = steps if self._stored == "every-step" else self.table.durable[places]
+        return durable
+
     def _deliver_singles(
-        self, places: RowArray | slice, numbers: Sequence[int], outputs: Outputs, received: DoubleArray
+        self,
+        places: RowArray | slice,
+        steps: NDArray[np.int64],
+        numbers: Sequence[int],
+        outputs: Outputs,
+        received: DoubleArray,
     ) -> bool:
         """Hands out answers of plain observations, if each is for another one of the streams `numbers`."""
         if len(set(numbers)) < len(numbers):
             return False
-        columns = [self.table.handle[places], self.table.applied[places], *outputs]
-        if self._durable is not None:
-            columns.append(self._durable[places])
+        columns = [self.table.handle[places], steps, *outputs]
+        if self._stored != "not":
+            columns.append(self._durable_steps(places, steps))
         replies = self._singles.encode(columns)
         for number, reply, at in zip(numbers, replies, received.tolist(), strict=True):
             self._streams[number].answer_single(Single(reply, self._singles, at, self.metrics.observed))

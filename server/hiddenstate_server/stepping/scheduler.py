@@ -316,6 +316,47 @@ class Scheduler:
         self._free_count += 1
         return batch
 
+    def take_run(self, row: int, shortest: int, longest: int) -> Batch | None:
+        """Removes the observations a row's chain begins with, `longest` at most, if `shortest` at least are alike.
+
+        The batch has the row in every place. Raises AssertionError if nothing is queued for the row.
+        """
+        head = self._head(row)
+        kind = self._flags.item(head) & ~HOLD
+        if kind & KIND != OBSERVE:
+            return None
+        chain: list[int] = []
+        slot = head
+        while (
+            slot != _NONE
+            and len(chain) < longest
+            and self._flags.item(slot) & ~HOLD == kind
+            and slot not in self._arguments
+        ):
+            chain.append(slot)
+            slot = self._next.item(slot)
+        if len(chain) < shortest:
+            return None
+        slots = np.array(chain)
+        batch = Batch(self._row[slots], self._inputs[slots], self._flags[slots], self._received[slots], _NO_ARGUMENTS)
+        self.pending[row] -= len(chain)
+        self._unready(head)
+        if slot == _NONE:
+            self._tail[row] = _NONE
+        else:
+            self._ready.append(self._slots[slot : slot + 1])
+        self._release(slots)
+        return batch
+
+    def _unready(self, slot: int) -> None:
+        for index in reversed(range(len(self._ready))):
+            others = self._ready[index] != slot
+            if not others.all():
+                self._ready[index] = self._ready[index][others]
+                if not others.any():
+                    del self._ready[index]
+                return
+
     def _take_ready(self, limit: int) -> SlotArray:
         chunks: list[SlotArray] = []
         room = limit

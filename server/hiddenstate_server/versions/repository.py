@@ -10,14 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hiddenstate_models.bundle import CONFIG_FILE, INT8_STEP_FILE, STEP_FILE, Bundle, NoteNetwork
+from hiddenstate_models.bundle import (
+    CONFIG_FILE,
+    INT8_SEQUENCE_FILE,
+    INT8_STEP_FILE,
+    SEQUENCE_FILE,
+    STEP_FILE,
+    Bundle,
+    NoteNetwork,
+)
 from hiddenstate_models.errors import BundleError
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.runtimes import InputArray, Runtime
 from hiddenstate_server.runtimes.head import WordHead
 from hiddenstate_server.runtimes.onnx import OnnxNotes, OnnxValues, OnnxWords
 from hiddenstate_server.settings import Settings
-from hiddenstate_server.stepping.engine import calibrated_batch
+from hiddenstate_server.stepping.engine import calibrated_batch, calibrated_run
 from hiddenstate_server.stepping.model import ModelInfo, NotesInfo, TextInfo
 
 
@@ -27,6 +35,7 @@ class LoadedModel(NamedTuple):
     info: ModelInfo
     runtime: Runtime
     max_batch: int
+    max_run: int
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
@@ -64,7 +73,8 @@ def load_model(folder: Path, settings: Settings) -> LoadedModel:
         _check(folder, runtime, example)
     except BundleError as error:
         raise StartError(str(error)) from error
-    return LoadedModel(info, runtime, settings.max_batch or calibrated_batch(runtime, example))
+    max_batch = settings.max_batch or calibrated_batch(runtime, example)
+    return LoadedModel(info, runtime, max_batch, calibrated_run(runtime, example))
 
 
 def _check(folder: Path, runtime: Runtime, example: InputArray) -> None:
@@ -104,10 +114,14 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
     config = bundle.config
     if settings.precision == "int8" and not bundle.has_int8:
         raise StartError(f"{bundle.folder} has no int8 step; serve it with --precision fp32 or export it again")
-    path = bundle.folder / (INT8_STEP_FILE if settings.precision == "int8" else STEP_FILE)
+    int8 = settings.precision == "int8"
+    step = bundle.folder / (INT8_STEP_FILE if int8 else STEP_FILE)
+    sequence_file = INT8_SEQUENCE_FILE if int8 else SEQUENCE_FILE
+    sequence = bundle.folder / sequence_file if sequence_file in config.files else None
     if config.text is not None:
         return OnnxWords(
-            path,
+            step,
+            sequence,
             WordHead(bundle),
             state_size=config.state_size,
             top_k=min(settings.top_k, len(bundle.vocabulary)),
@@ -116,10 +130,10 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
         )
     network = bundle.network
     if isinstance(network, NoteNetwork):
-        return OnnxNotes(path, state_size=config.state_size, notes=network.notes, precision=settings.precision)
+        return OnnxNotes(step, sequence, state_size=config.state_size, notes=network.notes, precision=settings.precision)
     assert config.values is not None
     return OnnxValues(
-        path, state_size=config.state_size, columns=len(config.values.columns), precision=settings.precision
+        step, sequence, state_size=config.state_size, columns=len(config.values.columns), precision=settings.precision
     )
 
 
