@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import pytest
-from tests.models.test_reference import VALUE_NETWORKS, WORD_NETWORKS, session
+from tests.models.test_reference import NOTE_NETWORKS, VALUE_NETWORKS, WORD_NETWORKS, session
 
 from hiddenstate_models.bundle import INT8_SEQUENCE_FILE, INT8_STEP_FILE, SEQUENCE_FILE, STEP_FILE
 from hiddenstate_models.export import random_bundle
@@ -41,7 +41,8 @@ def test_words(tmp_path: Path, network: dict[str, Any], dtype: str) -> None:
     tokens = np.random.default_rng(1).integers(0, len(bundle.vocabulary), sum(LENGTHS))
     state = np.zeros((1, bundle.config.state_size), np.float32)
     files = STEP_FILE, SEQUENCE_FILE
-    check(*(session(bundle, name) for name in files), {"tokens": tokens}, state, {"k": np.array([3])})
+    step, sequence = (session(bundle, name) for name in files)
+    check(step, sequence, {"tokens": tokens}, state, {"k": np.array([3])})
 
 
 def test_words_in_int8(tmp_path: Path) -> None:
@@ -49,7 +50,8 @@ def test_words_in_int8(tmp_path: Path) -> None:
     tokens = np.random.default_rng(1).integers(0, len(bundle.vocabulary), sum(LENGTHS))
     state = np.zeros((1, bundle.config.state_size), np.float32)
     files = INT8_STEP_FILE, INT8_SEQUENCE_FILE
-    check(*(session(bundle, name) for name in files), {"tokens": tokens}, state, {"k": np.array([3])})
+    step, sequence = (session(bundle, name) for name in files)
+    check(step, sequence, {"tokens": tokens}, state, {"k": np.array([3])})
 
 
 @pytest.mark.parametrize("network", VALUE_NETWORKS.values(), ids=VALUE_NETWORKS.keys())
@@ -60,4 +62,12 @@ def test_values(tmp_path: Path, network: dict[str, Any]) -> None:
     values[rng.random(values.shape) < 0.2] = np.nan
     values[0] = np.nan
     state = np.zeros((1, bundle.config.state_size), np.float32)
-    check(*(session(bundle, name) for name in (STEP_FILE, SEQUENCE_FILE)), {"values": values}, state, {})
+    check(session(bundle), session(bundle, SEQUENCE_FILE), {"values": values}, state, {})
+
+
+@pytest.mark.parametrize("network", NOTE_NETWORKS.values(), ids=NOTE_NETWORKS.keys())
+def test_notes(tmp_path: Path, network: dict[str, Any]) -> None:
+    bundle = random_bundle(tmp_path, "music", **network)
+    frames = (np.random.default_rng(1).random((sum(LENGTHS), network.get("notes", 88))) < 0.1).astype(np.float64)
+    state = np.zeros((1, bundle.config.state_size), np.float32)
+    check(session(bundle), session(bundle, SEQUENCE_FILE), {"values": frames}, state, {})

@@ -1,20 +1,43 @@
-"""One step of a stack of cells, as a graph.
+"""Steps of a stack of cells, as a graph.
 
 Plain products and gates are faster in ONNX Runtime than its own LSTM and GRU operators, and the recurrent
 product takes the input's as the matrix it adds to, which saves a pass over the gates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
-
-from onnx import TensorProto
+from functools import partial
+from typing import NamedTuple
 
 from hiddenstate_models.bundle import CellShapes
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
+from hiddenstate_models.export.traversal import State, Traversal
 
-_LayerStep: TypeAlias = Callable[..., tuple[Tensor, ...]]
-"""(graph, products, prefix of the weights' names, units, input, h, the rest of the state) -> state, h first."""
+
+class _Layer(NamedTuple):
+    """A layer whose weights' names begin with `prefix`."""
+
+    graph: GraphBuilder
+    products: Products
+    prefix: str
+    units: int
+    limit: float
+    """Of its output."""
+
+    def weight(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        return self.graph.weight(self.prefix + name, rows)
+
+    def product(self, x: Operand, name: str, addend: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+        return self.products.linear(self.graph, x, self.prefix + name, addend, rows)
+
+
+class _Cell(NamedTuple):
+    """A kind of layer, in two parts: only the second needs one step after the other."""
+
+    project: Callable[[_Layer, Operand], tuple[Tensor, ...]]
+    """What inputs [n, input] contribute."""
+    advance: Callable[[_Layer, Sequence[Tensor], State], tuple[Tensor, ...]]
+    """That and the state -> the next state, its output first."""
 
 
 def split_state(graph: GraphBuilder, cells: CellShapes, row: Tensor) -> list[tuple[Tensor, ...]]:
@@ -26,112 +49,84 @@ def split_state(graph: GraphBuilder, cells: CellShapes, row: Tensor) -> list[tup
     return list(zip(pieces[::2], pieces[1::2], strict=True))
 
 
-def stack_step(
+def stack(
     graph: GraphBuilder,
     cells: CellShapes,
     products: Products,
     x: Operand,
     state: list[tuple[Tensor, ...]],
     limits: Limits,
+    traversal: Traversal,
 ) -> tuple[Operand, list[tuple[Tensor, ...]]]:
-    """Steps all layers once: the stack's output and its new state."""
-    step = _STEPS[cells.cell]
+    """Takes all layers through x [n, input]: the stack's outputs [n, output] and its state afterwards."""
+    cell = _CELLS[cells.cell]
     limit = limits.output(cells)
     after = []
-    for layer, before in enumerate(state):
-        h, *rest = before
-        now = step(graph, products, f"cells.layers.{layer}.", cells.hidden_sizes[layer], x, Operand(h, limit), *rest)
-        after.append(now)
-        x = Operand(now[0], limit)
-    return x, after
-
-
-def stack_run(
-    graph: GraphBuilder,
-    cells: CellShapes,
-    products: Products,
-    x: Operand,
-    state: list[tuple[Tensor, ...]],
-    limits: Limits,
-) -> tuple[Operand, list[tuple[Tensor, ...]]]:
-    """Steps all layers through x [n, input] from one row of state: outputs [n, output] and the last state."""
-    step = _STEPS[cells.cell]
-    limit = limits.output(cells)
-    after = []
-    for layer, before in enumerate(state):
-        name = f"cells.layers.{layer}."
-
-        def one(
-            state: Sequence[Tensor],
-            elements: Sequence[Tensor],
-            name: str = name,
-            size: int = cells.hidden_sizes[layer],
-            input_limit: float = x.limit,
-        ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-            h, *rest = state
-            now = step(graph, products, name, size, Operand(elements[0], input_limit), Operand(h, limit), *rest)
-            return now, now[:1]
-
-        axis = graph.integers(1)
-        rows = graph.node("Unsqueeze", x.tensor, axis)
-        now, (outputs,) = graph.scan(before, [(rows, TensorProto.FLOAT)], one, 1)
+    for number, before in enumerate(state):
+        layer = _Layer(graph, products, f"cells.layers.{number}.", cells.hidden_sizes[number], limit)
+        output, now = traversal.through(graph, partial(cell.advance, layer), cell.project(layer, x), before)
         after.append(tuple(now))
-        x = Operand(graph.node("Squeeze", outputs, axis), limit)
+        x = Operand(output, limit)
     return x, after
 
 
-def _affine(graph: GraphBuilder, products: Products, prefix: str, x: Operand, h: Operand) -> Tensor:
-    """What a layer's gates make of input and state together, before their functions."""
-    bias = graph.node("Add", graph.weight(prefix + "bias_ih_l0"), graph.weight(prefix + "bias_hh_l0"))
-    from_x = products.linear(graph, x, prefix + "weight_ih_l0", bias)
-    return products.linear(graph, h, prefix + "weight_hh_l0", from_x)
+def _all_gates(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
+    bias = layer.graph.node("Add", layer.weight("bias_ih_l0"), layer.weight("bias_hh_l0"))
+    return (layer.product(x, "weight_ih_l0", bias),)
 
 
-def _elman(function: str) -> _LayerStep:
-    def step(
-        graph: GraphBuilder, products: Products, prefix: str, _size: int, x: Operand, h: Operand
-    ) -> tuple[Tensor, ...]:
-        return (graph.node(function, _affine(graph, products, prefix, x, h)),)
+def _elman(function: str) -> _Cell:
+    def advance(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
+        (from_x,), (h,) = inputs, state
+        affine = layer.product(Operand(h, layer.limit), "weight_hh_l0", from_x)
+        return (layer.graph.node(function, affine),)
 
-    return step
+    return _Cell(_all_gates, advance)
 
 
-def _lstm(
-    graph: GraphBuilder, products: Products, prefix: str, size: int, x: Operand, h: Operand, c: Tensor
-) -> tuple[Tensor, ...]:
-    gates = _affine(graph, products, prefix, x, h)
-    i, f, g, o = graph.split(gates, size, size, size, size)
+def _lstm(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
+    graph, units, (from_x,), (h, c) = layer.graph, layer.units, inputs, state
+    gates = layer.product(Operand(h, layer.limit), "weight_hh_l0", from_x)
+    i, f, g, o = graph.split(gates, units, units, units, units)
     kept = graph.node("Mul", graph.node("Sigmoid", f), c)
     added = graph.node("Mul", graph.node("Sigmoid", i), graph.node("Tanh", g))
     c = graph.node("Add", kept, added)
     output = graph.node("Mul", graph.node("Sigmoid", o), graph.node("Tanh", c))
-    if graph.holds(prefix + "weight_hr_l0"):
-        zero = graph.number(0.0)
-        output = products.linear(graph, Operand(output, 1.0), prefix + "weight_hr_l0", zero)
+    if graph.holds(layer.prefix + "weight_hr_l0"):
+        output = layer.product(Operand(output, 1.0), "weight_hr_l0", graph.number(0.0))
     return output, c
 
 
-def _gru(graph: GraphBuilder, products: Products, prefix: str, size: int, x: Operand, h: Operand) -> tuple[Tensor, ...]:
-    def product(of: Operand, kind: str, rows: tuple[int, int], addend: Tensor) -> Tensor:
-        return products.linear(graph, of, f"{prefix}weight_{kind}_l0", addend, rows)
+def _gru_inputs(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
+    gates, candidate = _gru_rows(layer)
+    gates_bias = layer.graph.node("Add", layer.weight("bias_ih_l0", gates), layer.weight("bias_hh_l0", gates))
+    return (
+        layer.product(x, "weight_ih_l0", gates_bias, gates),
+        layer.product(x, "weight_ih_l0", layer.weight("bias_ih_l0", candidate), candidate),
+    )
 
-    def bias(kind: str, rows: tuple[int, int]) -> Tensor:
-        return graph.weight(f"{prefix}bias_{kind}_l0", rows)
 
-    gates, candidate = (0, 2 * size), (2 * size, 3 * size)
-    gates_bias = graph.node("Add", bias("ih", gates), bias("hh", gates))
-    both = product(h, "hh", gates, product(x, "ih", gates, gates_bias))
-    r, z = graph.split(graph.node("Sigmoid", both), size, size)
-    from_x = product(x, "ih", candidate, bias("ih", candidate))
-    from_h = product(h, "hh", candidate, bias("hh", candidate))
+def _gru(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
+    graph, units, (h,) = layer.graph, layer.units, state
+    gates_from_x, from_x = inputs
+    gates, candidate = _gru_rows(layer)
+    operand = Operand(h, layer.limit)
+    both = layer.product(operand, "weight_hh_l0", gates_from_x, gates)
+    r, z = graph.split(graph.node("Sigmoid", both), units, units)
+    from_h = layer.product(operand, "weight_hh_l0", layer.weight("bias_hh_l0", candidate), candidate)
     n = graph.node("Tanh", graph.node("Add", from_x, graph.node("Mul", r, from_h)))
-    change = graph.node("Mul", z, graph.node("Sub", h.tensor, n))
+    change = graph.node("Mul", z, graph.node("Sub", h, n))
     return (graph.node("Add", n, change),)
 
 
-_STEPS: Mapping[str, _LayerStep] = {
+def _gru_rows(layer: _Layer) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows of the weights: of both gates, and of the candidate."""
+    return (0, 2 * layer.units), (2 * layer.units, 3 * layer.units)
+
+
+_CELLS: Mapping[str, _Cell] = {
     "rnn-tanh": _elman("Tanh"),
     "rnn-relu": _elman("Relu"),
-    "lstm": _lstm,
-    "gru": _gru,
+    "lstm": _Cell(_all_gates, _lstm),
+    "gru": _Cell(_gru_inputs, _gru),
 }

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from hiddenstate_models.bundle import Network, NoteNetwork, StoredTensor, WordNetwork
+from hiddenstate_models.bundle import Network, NoteNetwork, StoredTensor, ValueNetwork, WordNetwork
 from hiddenstate_models.export.graph import GraphBuilder
-from hiddenstate_models.export.music import note_step
+from hiddenstate_models.export.music import note_graph
 from hiddenstate_models.export.products import Float32Products, Limits, Products
-from hiddenstate_models.export.values import value_run, value_step
-from hiddenstate_models.export.words import word_run, word_step
+from hiddenstate_models.export.traversal import MANY_STEPS, ONE_STEP, Traversal
+from hiddenstate_models.export.values import value_sequence, value_step
+from hiddenstate_models.export.words import word_graph
 
 _FLOAT32 = Float32Products()
 _UNLIMITED = Limits()
@@ -22,22 +23,31 @@ def step_model(
     limits: Limits = _UNLIMITED,
 ) -> ModelProto:
     """The graph of one step of many sessions."""
-    graph = GraphBuilder(tensors)
-    if isinstance(network, WordNetwork):
-        return word_step(graph, network, products, limits)
-    if isinstance(network, NoteNetwork):
-        return note_step(graph, network, products)
-    return value_step(graph, network, products)
+    if isinstance(network, ValueNetwork):
+        return value_step(GraphBuilder(tensors), network, products)
+    return _graph(tensors, network, products, limits, ONE_STEP)
 
 
 def sequence_model(
     tensors: Mapping[str, StoredTensor],
-    network: WordNetwork | ValueNetwork,
+    network: Network,
     products: Products = _FLOAT32,
     limits: Limits = _UNLIMITED,
 ) -> ModelProto:
     """The graph of many steps of one session, each after the other; of the step's signature but for its one state."""
+    if isinstance(network, ValueNetwork):
+        return value_sequence(GraphBuilder(tensors), network, products)
+    return _graph(tensors, network, products, limits, MANY_STEPS)
+
+
+def _graph(
+    tensors: Mapping[str, StoredTensor],
+    network: WordNetwork | NoteNetwork,
+    products: Products,
+    limits: Limits,
+    traversal: Traversal,
+) -> ModelProto:
     graph = GraphBuilder(tensors)
     if isinstance(network, WordNetwork):
-        return word_run(graph, network, products, limits)
-    return value_run(graph, network, products)
+        return word_graph(graph, network, products, limits, traversal)
+    return note_graph(graph, network, products, traversal)

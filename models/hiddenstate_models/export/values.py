@@ -10,8 +10,9 @@ from onnx import ModelProto, TensorProto
 from hiddenstate_models.bundle import ValueNetwork
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
-from hiddenstate_models.export.recurrent import split_state, stack_step
+from hiddenstate_models.export.recurrent import split_state, stack
 from hiddenstate_models.export.scaling import last_values, moves_since_last, scaling_step
+from hiddenstate_models.export.traversal import ONE_STEP
 from hiddenstate_models.networks.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLEST_SCALE
 
 _POWERS = 7
@@ -33,7 +34,8 @@ def value_step(graph: GraphBuilder, network: ValueNetwork, products: Products) -
 
     scaled = scaling_step(graph, columns, targets, "values", row, scaling, width)
     state = split_state(graph, network, recurrent)
-    output, after = stack_step(graph, network, products, Operand(scaled.features, math.inf), state, Limits())
+    features = Operand(scaled.features, math.inf)
+    output, after = stack(graph, network, products, features, state, Limits(), ONE_STEP)
     offset, *spread = _prediction(graph, network, products, output, scaled.units, scaled.seen)
     # one product where a choice and a sum would be two nodes
     predicted = graph.array(np.eye(columns)[:, list(targets)])
@@ -44,7 +46,7 @@ def value_step(graph: GraphBuilder, network: ValueNetwork, products: Products) -
     return _model(graph, network, "n")
 
 
-def value_run(graph: GraphBuilder, network: ValueNetwork, products: Products) -> ModelProto:
+def value_sequence(graph: GraphBuilder, network: ValueNetwork, products: Products) -> ModelProto:
     """The same signature for n rows of values of one session after each other: outputs of each, the last state.
 
     Scaling and cells go step by step; surprises and predictions are made for all steps at once.
@@ -61,7 +63,8 @@ def value_run(graph: GraphBuilder, network: ValueNetwork, products: Products) ->
         before = next(pieces)
         wide = _double(graph, before)
         scaled = scaling_step(graph, columns, targets, elements[0], before, wide, network.scaling_size)
-        output, after = stack_step(graph, network, products, Operand(scaled.features, math.inf), cells, Limits())
+        features = Operand(scaled.features, math.inf)
+        output, after = stack(graph, network, products, features, cells, Limits(), ONE_STEP)
         now = [*(piece for layer in after for piece in layer), scaled.state]
         return now, [output.tensor, scaled.state, scaled.units, scaled.seen]
 

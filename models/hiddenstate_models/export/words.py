@@ -1,19 +1,20 @@
 """The served step of a next-word network as a graph: surprise, embedding, cells, vocabulary, exact top k."""
 
-from collections.abc import Sequence
-
 from onnx import ModelProto, TensorProto
 
 from hiddenstate_models.bundle import LOG_NORMALIZER_SIZE, WordNetwork
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
-from hiddenstate_models.export.recurrent import split_state, stack_run, stack_step
+from hiddenstate_models.export.recurrent import split_state, stack
+from hiddenstate_models.export.traversal import Traversal
 
 # Maxima of blocks of logits are cheap to find and few to sort.
 TOP_K_BLOCK = 100
 
 
-def word_step(graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits) -> ModelProto:
+def word_graph(
+    graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits, traversal: Traversal
+) -> ModelProto:
     """The graph `tokens, states, k -> surprises, top_tokens, top_probabilities, next_states`.
 
     A row of states is the recurrent state and the log-normaliser of the logits predicted from it, so that the
@@ -22,27 +23,28 @@ def word_step(graph: GraphBuilder, network: WordNetwork, products: Products, lim
     head = _Head(graph, network, products, limits)
     recurrent, log_normalizer = graph.split("states", network.state_size, LOG_NORMALIZER_SIZE)
     state = split_state(graph, network, recurrent)
-    graph.output("surprises", head.surprises(state[-1][0], log_normalizer))
-    output, after = stack_step(graph, network, products, _embedded(graph, limits), state, limits)
-    log_normalizer = head.predict(output)
-    _next_states(graph, after, log_normalizer)
-    return _model(graph, network, "n")
+    embedded = Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"), limits.input)
+    output, after = stack(graph, network, products, embedded, state, limits, traversal)
+    log_normalizers = head.predict(output)
+    predicted_from = traversal.before(graph, state[-1][0], output.tensor)
+    graph.output("surprises", head.surprises(predicted_from, traversal.before(graph, log_normalizer, log_normalizers)))
+    pieces = [piece for layer in after for piece in layer]
+    graph.output("next_states", graph.node("Concat", *pieces, traversal.last(graph, log_normalizers), axis=1))
 
-
-def word_run(graph: GraphBuilder, network: WordNetwork, products: Products, limits: Limits) -> ModelProto:
-    """The same signature for n tokens of one row after each other: outputs of each, the last of the states.
-
-    Embedding, output layer and whatever else needs no order are done for all tokens at once.
-    """
-    head = _Head(graph, network, products, limits)
-    recurrent, log_normalizer = graph.split("states", network.state_size, LOG_NORMALIZER_SIZE)
-    state = split_state(graph, network, recurrent)
-    outputs, after = stack_run(graph, network, products, _embedded(graph, limits), state, limits)
-    log_normalizers = head.predict(outputs)
-    predicted_from = graph.shifted(state[-1][0], outputs.tensor)
-    graph.output("surprises", head.surprises(predicted_from, graph.shifted(log_normalizer, log_normalizers)))
-    _next_states(graph, after, graph.last(log_normalizers))
-    return _model(graph, network, 1)
+    size = network.served_state_size
+    return graph.model(
+        {
+            "tokens": (TensorProto.INT64, ["n"]),
+            "states": (TensorProto.FLOAT, [traversal.rows, size]),
+            "k": (TensorProto.INT64, [1]),
+        },
+        {
+            "surprises": (TensorProto.FLOAT, ["n"]),
+            "top_tokens": (TensorProto.INT32, ["n", "top"]),
+            "top_probabilities": (TensorProto.FLOAT, ["n", "top"]),
+            "next_states": (TensorProto.FLOAT, [traversal.rows, size]),
+        },
+    )
 
 
 class _Head:
@@ -70,33 +72,6 @@ class _Head:
         graph.output("top_tokens", graph.node("Cast", tokens, to=TensorProto.INT32))
         graph.output("top_probabilities", graph.node("Exp", graph.node("Sub", best, log_normalizers)))
         return log_normalizers
-
-
-def _embedded(graph: GraphBuilder, limits: Limits) -> Operand:
-    return Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"), limits.input)
-
-
-def _next_states(graph: GraphBuilder, layers: Sequence[Sequence[Tensor]], log_normalizer: Tensor) -> None:
-    pieces = [piece for layer in layers for piece in layer]
-    graph.output("next_states", graph.node("Concat", *pieces, log_normalizer, axis=1))
-
-
-def _model(graph: GraphBuilder, network: WordNetwork, rows: str | int) -> ModelProto:
-    """`rows` of states, n tokens."""
-    size = network.served_state_size
-    return graph.model(
-        {
-            "tokens": (TensorProto.INT64, ["n"]),
-            "states": (TensorProto.FLOAT, [rows, size]),
-            "k": (TensorProto.INT64, [1]),
-        },
-        {
-            "surprises": (TensorProto.FLOAT, ["n"]),
-            "top_tokens": (TensorProto.INT32, ["n", "top"]),
-            "top_probabilities": (TensorProto.FLOAT, ["n", "top"]),
-            "next_states": (TensorProto.FLOAT, [rows, size]),
-        },
-    )
 
 
 def exact_top_k(graph: GraphBuilder, logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
