@@ -58,24 +58,26 @@ class Typist:
     def rewind(self, count: int) -> None:
         """Takes observations back."""
         self.step -= count
-        ticks, begun = self._ticks, time.thread_time()
+        replayed, begun = self._replayed, time.thread_time()
         steps = np.array([self.step], "<u8").tobytes()
         self._send(pb.StreamRequest(rewind=pb.Rewind(handles=HANDLE, steps=steps)))
-        # A replay takes a tick a step; the rewind itself is one, or two where it waits for its replay.
-        self.costs.append(Cost((time.thread_time() - begun) * 1e3, max(0, self._ticks - ticks - 2)))
+        self.costs.append(Cost((time.thread_time() - begun) * 1e3, self._replayed - replayed))
 
     def close(self) -> None:
         """Gives its place back."""
         self._send(pb.StreamRequest(close=pb.Close(handles=HANDLE)))
         self._host.disconnect(self._stream)
 
-    _ticks = 0
+    @property
+    def _replayed(self) -> float:
+        info = self._model.info
+        labels = {"model": info.name, "version": info.version}
+        return self._host.metrics.registry.get_sample_value("hiddenstate_replayed_total", labels) or 0.0
 
     def _send(self, frame: pb.StreamRequest) -> None:
         self._host.receive(self._stream, frame)
         while self._host.ready:
             self._host.tick()
-            self._ticks += 1
         while self._stream.unsent:
             _, parts, rows = self._stream.take()
             self._stream.sent(parts, rows, self._host.clock())

@@ -18,7 +18,9 @@ class Traversal(Protocol):
     rows: str | int
     """Rows of states."""
 
-    def through(self, graph: GraphBuilder, advance: Advance, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, State]:
+    def through(
+        self, graph: GraphBuilder, advance: Advance, inputs: Sequence[Tensor], state: State
+    ) -> tuple[Tensor, State]:
         """Outputs [n, ...] of inputs [n, ...], and the state after them."""
         ...
 
@@ -36,7 +38,9 @@ class OneStep:
 
     rows: str | int = "n"
 
-    def through(self, _graph: GraphBuilder, advance: Advance, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, State]:
+    def through(
+        self, _graph: GraphBuilder, advance: Advance, inputs: Sequence[Tensor], state: State
+    ) -> tuple[Tensor, State]:
         """See Traversal."""
         after = advance(inputs, state)
         return after[0], after
@@ -55,7 +59,9 @@ class ManySteps:
 
     rows: str | int = 1
 
-    def through(self, graph: GraphBuilder, advance: Advance, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, State]:
+    def through(
+        self, graph: GraphBuilder, advance: Advance, inputs: Sequence[Tensor], state: State
+    ) -> tuple[Tensor, State]:
         """See Traversal."""
 
         def step(before: Sequence[Tensor], elements: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -130,7 +130,9 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
         )
     network = bundle.network
     if isinstance(network, NoteNetwork):
-        return OnnxNotes(step, sequence, state_size=config.state_size, notes=network.notes, precision=settings.precision)
+        return OnnxNotes(
+            step, sequence, state_size=config.state_size, notes=network.notes, precision=settings.precision
+        )
     assert config.values is not None
     return OnnxValues(
         step, sequence, state_size=config.state_size, columns=len(config.values.columns), precision=settings.precision
