@@ -9,7 +9,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,23 @@ class Chunk(NamedTuple):
     """[T, B, ...], padded with what the loss ignores."""
     starts: npt.NDArray[np.bool_]
     """[B]: lanes that begin a document here, from a fresh state."""
+
+
+class Source(Protocol):
+    """Where chunks come from: `Lanes`, or what draws them anew."""
+
+    @property
+    def padding(self) -> float:
+        """What a target holds where no loss is counted."""
+        ...
+
+    def chunks_per_epoch(self, epoch: int, /) -> int:
+        """How many chunks `epoch` yields."""
+        ...
+
+    def epoch(self, epoch: int, skip: int = 0, /) -> Iterator[Chunk]:
+        """The chunks of one epoch from the `skip`-th on; the same arguments always give the same chunks."""
+        ...
 
 
 class Lanes:

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,7 +16,6 @@ from hiddenstate_models.export.sources import RUN_FILE
 from hiddenstate_models.gradients.measurement import Effort, measure
 from hiddenstate_models.gradients.norms import Norms
 from hiddenstate_models.gradients.report import HTML_FILE, as_json, show, write_comparison, write_page
-from hiddenstate_models.gradients.unrolling import Task
 from hiddenstate_models.gradients.verdict import Findings, judge
 from hiddenstate_models.reference import reference_step
 from hiddenstate_models.training.configuration import read_configuration
@@ -94,7 +93,7 @@ def _judged(source: _Source, data: Sequence[str], effort: Effort, horizon: int |
         network = source.trained(prepared.network) if source.trained else prepared.network
         measured = measure(
             network,
-            cast(Task, prepared.task),
+            prepared.task,
             effort,
             epoch=told.training.epochs,
             norms=source.norms,

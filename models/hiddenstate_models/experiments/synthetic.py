@@ -1,5 +1,6 @@
 """Synthetic problems as tasks of the ordinary training loop, with data that is fresh at every update."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -48,6 +49,8 @@ class SequenceNetwork(nn.Module):
 
 class FreshLanes:
     """Whole sequences, one a lane, drawn anew for every update by (seed, epoch, position)."""
+
+    padding = math.nan
 
     def __init__(self, draw: Draw, lanes: int, seed: int) -> None:
         self._draw = draw

@@ -11,6 +11,9 @@ from hiddenstate_models.gradients.norms import Norms
 from hiddenstate_models.gradients.survival import Survival, survivals
 from hiddenstate_models.gradients.unrolling import Task, unroll
 
+_ROOM = 32
+"""Steps more than are looked back, so that there are several to look back from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -59,7 +62,8 @@ def measure(
         DataError: no document is long enough to look back in, or the network has not exactly one stack of cells.
     """
     progress("running")
-    stretches = list(unroll(network, task, effort.steps + task.lanes.steps, lanes=effort.lanes, windows=effort.windows))
+    room = effort.steps + _ROOM
+    stretches = list(unroll(network, task, room, lanes=effort.lanes, windows=effort.windows))
     progress("following the gradient back")
     whole, layers = survivals(stretches, effort.steps, effort.targets, epoch)
     progress("decomposing the Jacobians of single steps")

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from hiddenstate_models.cells import Layer, LayerSteps, RecurrentStack
-from hiddenstate_models.data.lanes import Chunk, Lanes
+from hiddenstate_models.data.lanes import Chunk, Source
 from hiddenstate_models.errors import DataError
 
 
 class Task(Protocol):
-    """What a measurement needs of a task; those of the training loop have it."""
+    """What a measurement needs of a task, as of the training loop."""
 
-    lanes: Lanes
+    @property
+    def lanes(self) -> Source:
+        """The data."""
+        ...
 
     def loss(self, network: nn.Module, outputs: Any, targets: Tensor, epoch: int, /) -> Tensor:
         """Summed loss of targets [T, B, ...], padded ones left out, given the network's outputs, [T, B, ...] each."""
@@ -64,7 +67,7 @@ class Unrolled:
 
 
 def unroll(network: nn.Module, task: Task, steps: int, *, lanes: int, windows: int) -> Iterator[Unrolled]:
-    """Stretches of at least `steps` steps of the first `lanes` lanes, spread evenly over the task's data.
+    """Stretches of about `steps` steps of the first `lanes` lanes, spread evenly over the task's data.
 
     Each starts from a fresh state, as a document does.
 
@@ -76,7 +79,8 @@ def unroll(network: nn.Module, task: Task, steps: int, *, lanes: int, windows: i
     if len(stacks) != 1:
         raise DataError(f"gradients are followed through one stack of cells, and this network has {len(stacks)}")
     total = task.lanes.chunks_per_epoch(0)
-    length = min(-(-steps // task.lanes.steps), total)
+    first = next(task.lanes.epoch(0))
+    length = min(-(-steps // len(first.inputs)), total)
     starts = np.linspace(0, total - length, windows).round().astype(int)
     for start in dict.fromkeys(starts.tolist()):
         chunks = [chunk for chunk, _ in zip(task.lanes.epoch(0, start), range(length), strict=False)]

@@ -11,7 +11,6 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from hiddenstate_models.errors import ConfigurationError, DataError
-from hiddenstate_models.gradients.unrolling import Task as Lanewise
 from hiddenstate_models.training import run
 from hiddenstate_models.training.configuration import CONFIGURATION_FILE, write_configuration
 from hiddenstate_models.training.dry_run import measure
@@ -182,7 +181,7 @@ def _fit(
 
 def _save_gradients(folder: Path, prepared: Prepared, told: Told[Any], console: Console) -> None:
     try:
-        found = save_gradients(folder, prepared.network, cast(Lanewise, prepared.task), prepared.config, told)
+        found = save_gradients(folder, prepared.network, prepared.task, prepared.config, told)
     except DataError as error:
         console.print(f"No picture of the gradients: {error}")
     else:

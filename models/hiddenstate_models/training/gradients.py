@@ -11,8 +11,8 @@ from hiddenstate_models.gradients.measurement import Effort, measure
 from hiddenstate_models.gradients.norms import Norms
 from hiddenstate_models.gradients.remedies import Subject
 from hiddenstate_models.gradients.report import write_picture
-from hiddenstate_models.gradients.unrolling import Task
 from hiddenstate_models.gradients.verdict import Findings, judge
+from hiddenstate_models.training.loop import Task
 from hiddenstate_models.training.recipe import Told
 
 LIGHT = Effort(steps=100, windows=1, lanes=4, targets=4, jacobians=0)

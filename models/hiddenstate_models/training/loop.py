@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hiddenstate_models.data.lanes import Chunk
+from hiddenstate_models.data.lanes import Chunk, Source
 from hiddenstate_models.errors import TrainingError
 from hiddenstate_models.training.averaging import WeightAverage, stopped_improving
 from hiddenstate_models.training.checkpoint import Checkpoint
@@ -38,18 +38,6 @@ class Network(Protocol):
 
     def __call__(self, sequence: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """sequence [T, B, ...], state -> outputs [T, B, ...], state."""
-        ...
-
-
-class Source(Protocol):
-    """Where chunks come from: `Lanes`, or what draws them anew."""
-
-    def chunks_per_epoch(self, epoch: int, /) -> int:
-        """How many chunks `epoch` yields."""
-        ...
-
-    def epoch(self, epoch: int, skip: int = 0, /) -> Iterator[Chunk]:
-        """The chunks of one epoch from the `skip`-th on; the same arguments always give the same chunks."""
         ...
 
 
