@@ -1,7 +1,6 @@
 """The training loop: it repeats itself to the bit, its windows are what they say, and it stops cleanly."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -327,16 +326,3 @@ def test_interrupting_saves_and_resuming_finishes(documents: list[list[str]], tm
     (out / "run.json").write_text(json.dumps(record))
     assert commands.resume(NEXT_WORD, out)
     assert load_checkpoint(out / "checkpoint").progress["update"] > stopped
-
-
-@pytest.mark.parametrize("remedy", [[], ["--gradient-regulariser", "0.5"]])
-def test_two_processes_learn_what_one_does(documents: list[list[str]], tmp_path: Path, remedy: list[str]) -> None:
-    corpus = write_corpus(tmp_path, documents)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launcher, name in (([sys.executable], "one"), (torchrun, "two")):
-        flags = command(corpus, tmp_path / name, "--optimizer", "sgd", "--learning-rate", "0.5", *remedy)
-        subprocess.run([*launcher, *flags], check=True, capture_output=True, timeout=240, env=environment)
-    one, two = (load_weights(tmp_path / name) for name in ("one", "two"))
-    for name, weight in one.items():
-        torch.testing.assert_close(weight, two[name], atol=1e-5, rtol=1e-4)

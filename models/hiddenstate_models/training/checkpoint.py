@@ -59,6 +59,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `load_checkpoint` has something to read."""
+    return _whole(folder).exists()
+
+
 def load_progress(folder: Path) -> dict[str, Any]:
     """Only where a run is, as `save_checkpoint` wrote it.
 

@@ -12,12 +12,14 @@ from rich.console import Console
 
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.training import run
+from hiddenstate_models.training.checkpoint import has_checkpoint
 from hiddenstate_models.training.configuration import CONFIGURATION_FILE, write_configuration
 from hiddenstate_models.training.dry_run import measure
 from hiddenstate_models.training.failures import memory_explained
 from hiddenstate_models.training.gradients import save_gradients
 from hiddenstate_models.training.loop import Watcher
 from hiddenstate_models.training.options import TrainingOptions
+from hiddenstate_models.training.processes import make_fabric, restarts
 from hiddenstate_models.training.recipe import Prepared, Recipe, Settings, Told
 from hiddenstate_models.training.report import summary_table
 
@@ -50,12 +52,19 @@ def train(
 ) -> bool:
     """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from.
 
+    A process that torchrun has started again goes on from the run's last checkpoint.
+
     Raises:
         ConfigurationError: the folder holds a run already, or settings do not go together.
         DataError: the data cannot be used.
         TrainingError: see `Trainer.fit`.
     """
-    if (folder / "run.json").exists():
+    begun = (folder / "run.json").exists()
+    # By the workers that were here before, not by somebody else.
+    again = begun and restarts() > 0 and run.RunRecord.load(folder).command == run.command_line()
+    if again and has_checkpoint(folder / "checkpoint"):
+        return resume(recipe, folder, max_updates=max_updates)
+    if begun and not again:
         raise ConfigurationError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
     _require_data(told)
     return _fit(recipe, told, folder, resumed=None, max_updates=max_updates, watchers=watchers)
@@ -88,7 +97,7 @@ def resume(
 def dry_run(recipe: Recipe[Settings], told: Told[Settings]) -> None:
     """Says what a run would learn from, and what memory and time it would take, and writes nothing."""
     _require_data(told)
-    fabric = run.make_fabric(told.training)
+    fabric = make_fabric(told.training)
     prepared = _prepare(recipe, told, None)
     console = Console(quiet=fabric.global_rank != 0)
     console.print(summary_table(_facts(prepared, told.training, fabric)))
@@ -136,7 +145,7 @@ def _fit(
     max_updates: int | None,
     watchers: Sequence[Watcher],
 ) -> bool:
-    fabric = run.make_fabric(told.training)
+    fabric = make_fabric(told.training)
     prepared = _prepare(recipe, told, folder if resumed else None)
     options = asdict(cast(Any, told.settings))
     read = {"training": told.data, "validation": told.valid, "options": options, **prepared.read}

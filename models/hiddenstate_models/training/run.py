@@ -9,7 +9,6 @@ learning-curve.png, gradients.png, gradients.json, events.out.tfevents.*
 """
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,21 +68,6 @@ def command_line() -> str:
     return " ".join([Path(sys.argv[0]).name, *(f"'{a}'" if set(a) & set(" *?'\"$") else a for a in sys.argv[1:])])
 
 
-def make_fabric(options: TrainingOptions) -> Fabric:
-    """One process, or under torchrun as many as it started, each on its own device."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
-    fabric = Fabric(
-        accelerator=options.accelerator,
-        devices=processes,
-        num_nodes=max(nodes, 1),
-        strategy="ddp" if processes * nodes > 1 else "auto",
-        precision=options.precision,
-    )
-    fabric.launch()
-    return fabric
-
-
 def train(
     folder: Path,
     network: nn.Module,
@@ -113,6 +97,7 @@ def train(
         checkpoint = load_checkpoint(folder / "checkpoint")
         fit_weights(network, checkpoint.weights, folder / "checkpoint")
         trainer.restore(checkpoint)
+        console.print(f"{folder} goes on from update {trainer.progress.update:,}")
     with memory_explained(lambda: f"at {trainer.progress.place}", options), screen, _stop_signals() as stopped:
         return trainer.fit(
             on_checkpoint=lambda checkpoint: save_checkpoint(folder / "checkpoint", checkpoint) if leads else None,
