@@ -101,7 +101,9 @@ class ReferenceValueStep(nn.Module):
         anchors, units = scaled.anchors[:, self.targets], scaled.units[:, self.targets]
         served = in_units(prediction, anchors, units)
         never = anchors.isnan()
-        remembered = [units * prediction.locations, served.scales.masked_fill(never, 0.0)]
+        # What a fixed mean is away from the last value; an online anchor is the last value.
+        away = (anchors - last_values(scaling, self.network.config.columns)[:, self.targets]).nan_to_num(0.0)
+        remembered = [away + units * prediction.locations, served.scales.masked_fill(never, 0.0)]
         if self.network.config.distribution == "student-t":
             remembered.append(prediction.degrees_of_freedom)
         row = [recurrent, scaling, *remembered]

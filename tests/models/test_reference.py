@@ -111,6 +111,17 @@ VALUE_NETWORKS: dict[str, dict[str, Any]] = {
     "columns-2-targets-2-gaussian": {"columns": 2, "targets": [0, 1], "distribution": "gaussian"},
 }
 
+FIXED_NETWORKS: dict[str, dict[str, Any]] = {
+    "gru-1-gaussian": {"distribution": "gaussian", "scaling": "fixed"},
+    "lstm-columns-3-targets-2": {"cell": "lstm", "columns": 3, "targets": [2, 0], "scaling": "fixed"},
+}
+
+
+@pytest.mark.parametrize("network", FIXED_NETWORKS.values(), ids=FIXED_NETWORKS.keys())
+def test_value_step_with_a_fixed_scaling_agrees_with_float64(tmp_path: Path, network: dict[str, Any]) -> None:
+    """Its means and units are near 0 and 1, and so are the values."""
+    test_value_step_agrees_with_float64(tmp_path, network, 0.0, 1.0)
+
 
 @pytest.mark.parametrize(("offset", "move"), [(0.0, 1.0), (1.7e9, 1.0), (-3e12, 1e3), (0.0, 1e-20), (5.0, 0.0)])
 @pytest.mark.parametrize("network", VALUE_NETWORKS.values(), ids=VALUE_NETWORKS.keys())

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import pytest
-from tests.models.test_reference import NOTE_NETWORKS, VALUE_NETWORKS, WORD_NETWORKS, session
+from tests.models.test_reference import FIXED_NETWORKS, NOTE_NETWORKS, VALUE_NETWORKS, WORD_NETWORKS, session
 
 from hiddenstate_models.bundle import INT8_SEQUENCE_FILE, INT8_STEP_FILE, SEQUENCE_FILE, STEP_FILE
 from hiddenstate_models.export import random_bundle
@@ -54,7 +54,7 @@ def test_words_in_int8(tmp_path: Path) -> None:
     check(step, sequence, {"tokens": tokens}, state, {"k": np.array([3])})
 
 
-@pytest.mark.parametrize("network", VALUE_NETWORKS.values(), ids=VALUE_NETWORKS.keys())
+@pytest.mark.parametrize("network", [*VALUE_NETWORKS.values(), *FIXED_NETWORKS.values()])
 def test_values(tmp_path: Path, network: dict[str, Any]) -> None:
     bundle = random_bundle(tmp_path, "next-value", **network)
     rng = np.random.default_rng(1)

@@ -12,6 +12,7 @@ CONFIGS = [
     NextValueConfig(hidden_sizes=(6,)),
     NextValueConfig(hidden_sizes=(5, 4), columns=3, targets=(2, 0), distribution="gaussian"),
     NextValueConfig(cell="lstm", hidden_sizes=(6, 6), projection=3, columns=2, targets=(1,)),
+    NextValueConfig(hidden_sizes=(6,), columns=2, targets=(1,), scaling="fixed"),
 ]
 
 

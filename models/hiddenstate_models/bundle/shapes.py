@@ -13,7 +13,7 @@ LOG_NORMALIZER_SIZE = 1
 SCALING_ROWS = 11
 """Floats of scaling state per input column."""
 FEATURES = 7
-"""Numbers the cells of a value model see per input column."""
+"""Numbers the cells of a value model see per input column, unless its scaling is fixed."""
 
 Shape = tuple[int, ...]
 
@@ -126,6 +126,7 @@ class ValueNetwork(CellShapes):
     columns: PositiveInt
     targets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     distribution: Literal["student-t", "gaussian"]
+    scaling: Literal["online", "fixed"] = "online"
 
     @property
     def parameters(self) -> int:
@@ -134,7 +135,7 @@ class ValueNetwork(CellShapes):
 
     @property
     def scaling_size(self) -> int:
-        """Floats in the online scaling's state."""
+        """Floats in the scaling's state."""
         return SCALING_ROWS * self.columns
 
     @property
@@ -145,7 +146,10 @@ class ValueNetwork(CellShapes):
     def tensors(self) -> dict[str, Shape]:
         """Names and shapes of every weight."""
         outputs = self.parameters * len(self.targets)
-        shapes = self.cell_tensors(FEATURES * self.columns)
+        fixed = self.scaling == "fixed"
+        shapes = self.cell_tensors(self.columns if fixed else FEATURES * self.columns)
+        if fixed:
+            shapes |= {"encoder.means": (self.columns,), "encoder.units": (self.columns,)}
         return shapes | {"head.weight": (outputs, self.output_size), "head.bias": (outputs,)}
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from hiddenstate_models.cli import experiments
 from hiddenstate_models.cli.bundles import export, inspect
 from hiddenstate_models.cli.gradients import gradients
+from hiddenstate_models.cli.importing import import_
 from hiddenstate_models.cli.runs import compare, list_runs
 from hiddenstate_models.cli.training import add_train_command
 from hiddenstate_models.errors import ModelError
@@ -56,6 +57,7 @@ def evaluate(
 
 app.command()(gradients)
 app.command()(export)
+app.command("import")(import_)
 app.command()(inspect)
 app.command("list")(list_runs)
 app.command()(compare)

@@ -37,7 +37,7 @@ def export(
     options = ExportOptions(name=name, version=version, dtype=dtype, int8=int8, data=data or (), licence=licence)
     bundle = export_source(source, out, options)
     console = Console()
-    console.print(_summary(bundle))
+    console.print(summary(bundle))
     console.print(f"Serve it: hiddenstate-server --models {out}")
 
 
@@ -58,11 +58,11 @@ def inspect(
         }
         console.print_json(data=bundle.config.model_dump(mode="json", exclude_none=True) | {"tensors": tensors})
         return
-    for table in (_summary(bundle), _files(bundle), _tensors(bundle)):
+    for table in (summary(bundle), _files(bundle), _tensors(bundle)):
         console.print(table)
 
 
-def _summary(bundle: Bundle) -> Table:
+def summary(bundle: Bundle) -> Table:
     config, network = bundle.config, bundle.network
     table = Table(title=f"{config.name}, version {config.version}", show_header=False)
     facts = {

@@ -58,11 +58,16 @@ def train_tokenizer(documents: Iterable[list[str]], vocabulary_size: int, *, low
     counter.train_from_iterator(itertools.chain.from_iterable(documents), trainer)
     special = [UNKNOWN, END]
     words = [*special, *(word for word in vocabulary(counter) if word not in special)][:vocabulary_size]
-    return _tokenizer({word: i for i, word in enumerate(words)}, lowercase=lowercase)
+    return word_tokenizer(words, lowercase=lowercase)
 
 
-def _tokenizer(words: dict[str, int], *, lowercase: bool) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
+def word_tokenizer(words: Sequence[str], *, lowercase: bool, unknown: str = UNKNOWN) -> Tokenizer:
+    """Looks up words by their places; all others are the unknown one."""
+    return _tokenizer({word: i for i, word in enumerate(words)}, lowercase=lowercase, unknown=unknown)
+
+
+def _tokenizer(words: dict[str, int], *, lowercase: bool, unknown: str = UNKNOWN) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=unknown))
     steps: list[normalizers.Normalizer] = [normalizers.Replace(old, new) for old, new in _JOINERS.items()]
     if lowercase:
         steps.append(normalizers.Lowercase())

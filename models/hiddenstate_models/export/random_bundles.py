@@ -32,6 +32,8 @@ def random_bundle(
         key: rng.normal(0.0, shape[-1] ** -0.5, shape).astype(np.float32)
         for key, shape in network_shapes(fields).tensors().items()
     }
+    if "encoder.units" in weights:  # of a fixed scaling: positive
+        weights["encoder.units"] = np.exp(weights["encoder.units"])
     contents = BundleContents(name=name or task, version=version, network=fields, weights=weights, **_settings(fields))
     return write_bundle(models_folder, contents, dtype=dtype, int8=int8)
 

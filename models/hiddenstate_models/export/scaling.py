@@ -136,6 +136,36 @@ def scaling_step(
     return ScaledStep(features_row, state_row, units_row, seen_row, unblocked(value, 1))
 
 
+def fixed_scaling_step(
+    graph: GraphBuilder, columns: int, targets: Sequence[int], values: Tensor, row: Tensor
+) -> ScaledStep:
+    """values float64 [n, columns] -> the scaled values and the next state; the state is the head of `row`, float32."""
+    node, number = graph.node, graph.number
+    none, one = number(0.0, np.float64), number(1.0)
+    sizes = (columns, (_HIGH - 1) * columns, columns, _LEVELS * columns, columns, _LEVELS * columns)
+    state = node("Slice", row, graph.integers(0), graph.integers(_ROWS * columns), graph.integers(1))
+    seen, spreads, high, levels_high, low, levels_low = graph.split(state, *sizes)
+    last = node("Add", _double(graph, high), _double(graph, low))
+    missing = node("IsNaN", values)
+    seen = node("Add", seen, node("Sub", one, _float(graph, missing)))
+    high, low, high64 = _pair(graph, node("Where", missing, last, values))
+    value = node("Add", high64, _double(graph, low))
+
+    means, units = _double(graph, graph.weight("encoder.means")), _double(graph, graph.weight("encoder.units"))
+    never = node("Equal", seen, number(0.0))
+    features = node("Where", never, none, node("Div", node("Sub", value, means), units))
+    chosen = graph.integers(*targets)
+    seen_targets = node("Gather", seen, chosen, axis=1)
+    units_targets = node("Gather", graph.weight("encoder.units"), chosen)
+    return ScaledStep(
+        _float(graph, features),
+        node("Concat", seen, spreads, high, levels_high, low, levels_low, axis=1),
+        node("Expand", units_targets, node("Shape", seen_targets)),
+        seen_targets,
+        node("Transpose", value),
+    )
+
+
 def _matrix(rows: Sequence[Weights], operand_rows: int, columns: int) -> npt.NDArray[np.float64]:
     """[rows * columns, operand_rows * columns]: makes rows of blocks of columns out of others."""
     weights = np.zeros((len(rows), operand_rows))

@@ -67,7 +67,7 @@ def export_source(source: Path, models: Path, options: ExportOptions) -> Bundle:
         training["data"] = list(options.data)
     if options.licence:
         training["licence"] = options.licence
-    contents = replace(contents, name=name, version=options.version or _next_version(models / name), training=training)
+    contents = replace(contents, name=name, version=options.version or next_version(models / name), training=training)
     is_text = contents.text is not None
     return write_bundle(
         models,
@@ -151,7 +151,8 @@ def _matches(pattern: str) -> list[Path]:
         return []
 
 
-def _next_version(folder: Path) -> int:
+def next_version(folder: Path) -> int:
+    """One more than the newest version of a model in its folder; 1 for the first."""
     versions = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
     return max(versions, default=0) + 1
 

@@ -11,7 +11,13 @@ from hiddenstate_models.bundle import ValueNetwork
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
 from hiddenstate_models.export.recurrent import split_state, stack
-from hiddenstate_models.export.scaling import last_values, moves_since_last, scaling_step
+from hiddenstate_models.export.scaling import (
+    ScaledStep,
+    fixed_scaling_step,
+    last_values,
+    moves_since_last,
+    scaling_step,
+)
 from hiddenstate_models.export.traversal import ONE_STEP
 from hiddenstate_models.networks.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLEST_SCALE
 
@@ -32,11 +38,12 @@ def value_step(graph: GraphBuilder, network: ValueNetwork, products: Products) -
     scaling, *remembered = graph.split(_double(graph, row), *pieces)
     _observe(graph, network, scaling, remembered)
 
-    scaled = scaling_step(graph, columns, targets, "values", row, scaling, width)
+    scaled = _scaled(graph, network, "values", row, scaling, width)
     state = split_state(graph, network, recurrent)
     features = Operand(scaled.features, math.inf)
     output, after = stack(graph, network, products, features, state, Limits(), ONE_STEP)
     offset, *spread = _prediction(graph, network, products, output, scaled.units, scaled.seen)
+    offset = _from_last(graph, network, offset, scaled.state)
     # one product where a choice and a sum would be two nodes
     predicted = graph.array(np.eye(columns)[:, list(targets)])
     location = graph.node("Gemm", scaled.values, predicted, _double(graph, offset), transA=1)
@@ -62,7 +69,7 @@ def value_sequence(graph: GraphBuilder, network: ValueNetwork, products: Product
         cells = [tuple(next(pieces) for _ in layer) for layer in layers]
         before = next(pieces)
         wide = _double(graph, before)
-        scaled = scaling_step(graph, columns, targets, elements[0], before, wide, network.scaling_size)
+        scaled = _scaled(graph, network, elements[0], before, wide, network.scaling_size)
         features = Operand(scaled.features, math.inf)
         output, after = stack(graph, network, products, features, cells, Limits(), ONE_STEP)
         now = [*(piece for layer in after for piece in layer), scaled.state]
@@ -73,11 +80,12 @@ def value_sequence(graph: GraphBuilder, network: ValueNetwork, products: Product
     state = [*(piece for layer in layers for piece in layer), scaling]
     after, sequences = graph.scan(state, [(rows, TensorProto.DOUBLE)], one, 4)
     outputs, scalings, units, seen = (graph.node("Squeeze", sequence, axis) for sequence in sequences)
-    prediction = _prediction(graph, network, products, Operand(outputs, math.inf), units, seen)
+    offset, *spread = _prediction(graph, network, products, Operand(outputs, math.inf), units, seen)
+    offset = _from_last(graph, network, offset, scalings)
     last = last_values(graph, columns, targets, _double(graph, scalings))
-    location = graph.node("Add", last, _double(graph, prediction[0]))
-    _answer(graph, location, *prediction[1:])
-    predictions = graph.node("Concat", *prediction, axis=1)
+    location = graph.node("Add", last, _double(graph, offset))
+    _answer(graph, location, *spread)
+    predictions = graph.node("Concat", offset, *spread, axis=1)
     before = _double(graph, graph.shifted(remembered, predictions))
     _observe(
         graph,
@@ -96,10 +104,28 @@ def _observe(graph: GraphBuilder, network: ValueNetwork, scaling: Tensor, rememb
     graph.output("surprises", _surprises(graph, len(network.targets), moves, *remembered))
 
 
+def _scaled(
+    graph: GraphBuilder, network: ValueNetwork, values: Tensor, row: Tensor, state: Tensor, width: int
+) -> ScaledStep:
+    """See `scaling_step`; by the network's kind of scaling."""
+    if network.scaling == "fixed":
+        return fixed_scaling_step(graph, network.columns, network.targets, values, row)
+    return scaling_step(graph, network.columns, network.targets, values, row, state, width)
+
+
+def _from_last(graph: GraphBuilder, network: ValueNetwork, offset: Tensor, scaling: Tensor) -> Tensor:
+    """Offsets from the last value out of those from where predictions start: there, or at means that are fixed."""
+    if network.scaling == "online":
+        return offset
+    node, means = graph.node, graph.node("Gather", graph.weight("encoder.means"), graph.integers(*network.targets))
+    last = last_values(graph, network.columns, network.targets, _double(graph, scaling))
+    return node("Add", offset, node("Cast", node("Sub", _double(graph, means), last), to=TensorProto.FLOAT))
+
+
 def _prediction(
     graph: GraphBuilder, network: ValueNetwork, products: Products, output: Operand, units: Tensor, seen: Tensor
 ) -> tuple[Tensor, ...]:
-    """Offset from the last value, scale and degrees of freedom, float32 [n, targets] each, of outputs [n, output]."""
+    """Offset, scale and degrees of freedom, float32 [n, targets] each, of outputs [n, output]."""
     node, targets = graph.node, len(network.targets)
     head = products.linear(graph, output, "head.weight", graph.weight("head.bias"))
     location, positive = graph.split(head, targets, (network.parameters - 1) * targets)
@@ -172,9 +198,10 @@ def _surprises(
 
 def _tail(graph: GraphBuilder, squares: Tensor, *freedom: Tensor) -> Tensor:
     """The part of -log p that grows with squared deviations float64 [n, targets], of a Gaussian or Student's t."""
-    node, one, half = graph.node, graph.number(1.0, np.float64), graph.number(0.5, np.float64)
+    node, half = graph.node, graph.number(0.5, np.float64)
     if not freedom:
         return node("Mul", squares, half)
+    one = graph.number(1.0, np.float64)
     logarithm = node("Log", node("Add", node("Div", squares, *freedom), one))  # no Log1p in ONNX
     return node("Mul", node("Mul", node("Add", *freedom, one), half), logarithm)
 

@@ -1,7 +1,8 @@
 """Per-session online scaling of values: what the network sees and predicts has no unit.
 
 Everything is computed one row at a time from a small state, so that a session can go on forever and a model
-trained on one scale serves any other. There are no trainable weights.
+trained on one scale serves any other. There are no trainable weights. Models that were trained elsewhere keep the fixed
+scaling they were trained with.
 """
 
 from typing import NamedTuple
@@ -32,11 +33,11 @@ class Scaled(NamedTuple):
     """What scaling makes of values; a prediction `p` of the network means `anchors + units * p`."""
 
     features: Tensor
-    """float32 [..., columns * 7]."""
+    """float32 [..., features]."""
     anchors: Tensor
-    """float64 [..., columns]: the last value seen; NaN while there is none."""
+    """float64 [..., columns]: the last value seen, or what is fixed; NaN while no value was seen."""
     units: Tensor
-    """float64 [..., columns], positive: the typical size of a step."""
+    """float64 [..., columns], positive: the typical size of a step, or what is fixed."""
 
 
 class OnlineScaling(nn.Module):
@@ -61,11 +62,7 @@ class OnlineScaling(nn.Module):
     @torch.no_grad()
     def forward(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
         """Scale float64 [T, B, columns] from state float32 [B, state_size]; fields get a leading T."""
-        steps = []
-        for row in values:
-            scaled, state = self.step(row, state)
-            steps.append(scaled)
-        return Scaled(*(torch.stack(field) for field in zip(*steps, strict=True))), state
+        return _each(self, values, state)
 
     @torch.no_grad()
     def step(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
@@ -106,11 +103,61 @@ class OnlineScaling(nn.Module):
         return scaled, state.flatten(1)
 
 
+class FixedScaling(nn.Module):
+    """Scales each column by a mean and a unit that never change, as models trained elsewhere do.
+
+    A missing value (NaN) counts as the one before it. The state has the rows of OnlineScaling's, so that the last value
+    lies where it does there; only the count of values and the last value are used. The means and units are weights.
+    """
+
+    means: Tensor
+    units: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.state_size = sum(STATE_ROWS) * columns
+        self.feature_size = columns
+        self.register_buffer("means", torch.zeros(columns))
+        self.register_buffer("units", torch.ones(columns))
+
+    @torch.no_grad()
+    def forward(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
+        """See OnlineScaling."""
+        return _each(self, values, state)
+
+    @torch.no_grad()
+    def step(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
+        """See OnlineScaling."""
+        rows = list(state.view(len(state), -1, self.columns).split(list(STATE_ROWS), dim=1))
+        last = last_values(state, self.columns)
+        missing = values.isnan()
+        values = torch.where(missing, last, values)
+        high, low = _split(values.nan_to_num(0.0))
+        rows[0] = rows[0] + (~missing).float().unsqueeze(1)
+        values = torch.where(values.isnan(), values, high.double() + low.double())
+        rows[3] = torch.cat([high.unsqueeze(1), rows[3][:, 1:]], dim=1)
+        rows[4] = torch.cat([low.unsqueeze(1), rows[4][:, 1:]], dim=1)
+        means, units = self.means.double(), self.units.double()
+        features = ((values - means) / units).nan_to_num(0.0).float()
+        anchors = torch.where(values.isnan(), torch.nan, means)
+        return Scaled(features, anchors, units.expand_as(values)), torch.cat(rows, dim=1).flatten(1)
+
+
 def last_values(state: Tensor, columns: int) -> Tensor:
     """float64 [B, columns] of scaling states float32 [B, state_size]; NaN where there was no value yet."""
     seen, _, _, high, low = torch.split(state.view(len(state), -1, columns), list(STATE_ROWS), dim=1)
     last: Tensor = (high[:, 0].double() + low[:, 0].double()).masked_fill(seen[:, 0] == 0, torch.nan)
     return last
+
+
+def _each(scaling: OnlineScaling | FixedScaling, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
+    """Steps through values [T, B, columns]."""
+    steps = []
+    for row in values:
+        scaled, state = scaling.step(row, state)
+        steps.append(scaled)
+    return Scaled(*(torch.stack(field) for field in zip(*steps, strict=True))), state
 
 
 def _split(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The next-value network: online scaling -> stack of cells -> a distribution for every target."""
+"""The next-value network: scaling -> stack of cells -> a distribution for every target."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from hiddenstate_models.cells import Cell, CellOptions, RecurrentStack
 from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.distributions import PARAMETERS, Prediction, in_units, read_head
-from hiddenstate_models.networks.scaling import OnlineScaling, Scaled
+from hiddenstate_models.networks.scaling import FixedScaling, OnlineScaling, Scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class NextValueConfig(CellOptions):
     columns: int = 1
     targets: tuple[int, ...] = (0,)
     distribution: Literal["student-t", "gaussian"] = "student-t"
+    scaling: Literal["online", "fixed"] = "online"
+    """Of values: by what each session has shown so far, or by means and units among the weights."""
 
     task: Literal["next-value"] = "next-value"
 
@@ -52,7 +54,7 @@ class NextValueNetwork(nn.Module):
     def __init__(self, config: NextValueConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = OnlineScaling(config.columns)
+        self.encoder = (OnlineScaling if config.scaling == "online" else FixedScaling)(config.columns)
         self.cells = RecurrentStack(self.encoder.feature_size, config)
         self.head = nn.Linear(self.cells.output_size, PARAMETERS[config.distribution] * len(config.targets))
         self._sizes = [self.cells.state_size, self.encoder.state_size]
