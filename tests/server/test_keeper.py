@@ -233,6 +233,30 @@ async def test_a_full_memory_refuses_new_sessions_until_the_store_is_back(serve:
     await wire.open([50], "next-word")
 
 
+async def test_a_full_arena_keeps_nobody_waiting_while_the_store_fails(serve: Serve, tmp_path: Path) -> None:
+    serving = await serve(store=store_in(tmp_path), max_sessions=4, max_frame_rows=8)
+    wire = serving.wire()
+    await wire.open(range(6), "next-word")
+    await saved(serving)
+    with out_of_reach(tmp_path):
+        for handle in range(6, 40):
+            await wire.send(opening([handle], "next-word"))
+        await wire.until(lambda wire: len(wire.opened) + len(wire.faults) == 40)
+        await works(serving, expected=False)
+        before, live = len(wire.faults), sorted(wire.opened)
+        await wire.send(*(words([handle], [3]) for handle in live), peek([live[-1]]))
+        await wire.until(lambda wire: len(wire.observed) + len(wire.faults) - before >= len(live) and wire.peeked)
+        assert {fault.reason for fault in wire.faults[before:]} == {"STORE_UNAVAILABLE"}
+        assert all(fault.retry for fault in wire.faults[before:])
+        assert wire.observed, "what is in the arena goes on"
+    await works(serving, expected=True)
+    refused = [fault.handle for fault in wire.faults[before:] if fault.handle is not None]
+    answered = len(wire.observed)
+    await wire.send(*(words([handle], [3]) for handle in refused))
+    await wire.answered(answered + len(refused))
+    assert {answer.step for answer in wire.observed} == {1}
+
+
 async def test_only_so_many_are_stored(serve: Serve) -> None:
     serving = await serve(max_sessions=2, max_stored_sessions=5)
     wire = serving.wire()

@@ -107,9 +107,14 @@ class Keeper:
                 asked_at = asked_at or time.perf_counter()
                 known = known or Known()
                 await self.ask(needs, known)
-            except NeedsRoom:
-                # Rows become free as soon as the work under way is done, and saved where answers wait for that.
-                await asyncio.sleep(_TICK_SECONDS)
+            except NeedsRoom as needs:
+                if self._failing is None:
+                    # Rows become free as soon as the work under way is done, and saved where answers wait for that.
+                    await asyncio.sleep(_TICK_SECONDS)
+                else:
+                    # Nothing leaves the arena while the store fails: what is in it must not wait for the rest.
+                    known = known or Known()
+                    known.refusals |= dict.fromkeys(needs.keys, _unavailable())
         if asked_at is not None:
             self._host.metrics.store.waited(time.perf_counter() - asked_at)
 

@@ -51,6 +51,11 @@ class NeedsStore(Exception):
 class NeedsRoom(Exception):
     """A frame cannot be applied before rows with work under way become free; nothing of it has been."""
 
+    def __init__(self, keys: Sequence[str]) -> None:
+        super().__init__()
+        self.keys = keys
+        """Of the sessions that are to have rows."""
+
 
 @dataclass
 class Known:
@@ -252,7 +257,7 @@ def bring_back(host: Host, stream: Stream, handles: NDArray[np.uint32], rows: Ro
     """
     assert host.ledger is not None
     away = np.unique(handles[rows == AWAY]).tolist()
-    keys = {stream.away.key(handle): handle for handle in away}
+    keys = {key: handle for handle in away if (key := stream.away.key(handle)) not in known.refusals}
     absent = [key for key in keys if host.ledger.live(key) is None and key not in known.asked]
     if absent:
         raise NeedsStore(finds=absent)
@@ -268,7 +273,7 @@ def bring_back(host: Host, stream: Stream, handles: NDArray[np.uint32], rows: Ro
         mine = rows[(rows >= model.base) & (rows < model.base + model.capacity)] - model.base
         make_room(host, model, len(of_model), keep=mine)
         if model.arena.free < len(of_model):
-            raise NeedsRoom
+            raise NeedsRoom(of_model)
     for model, of_model in wanted.items():
         _restore_held(host, model, of_model, stream, [keys[key] for key in of_model])
 
