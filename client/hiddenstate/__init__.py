@@ -39,9 +39,12 @@ from hiddenstate.errors import (
 from hiddenstate.fleet import AsyncFleet
 from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
+    FleetForecastPredictions,
     FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
+    ForecastPrediction,
+    ForecastPredictions,
     GeneratedWord,
     NotePrediction,
     NotePredictions,
@@ -67,9 +70,12 @@ __all__ = [
     "ClientClosed",
     "DeadlineExceeded",
     "Fleet",
+    "FleetForecastPredictions",
     "FleetNotePredictions",
     "FleetPredictions",
     "FleetWordPredictions",
+    "ForecastPrediction",
+    "ForecastPredictions",
     "GeneratedWord",
     "Generation",
     "HiddenstateError",

@@ -15,6 +15,7 @@ from hiddenstate.descriptions import Model
 from hiddenstate.fleet import AsyncFleet
 from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
+    FleetAnswers,
     FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
@@ -86,8 +87,8 @@ class Session:
         """Feeds one observation and predicts what comes next.
 
         A word or a text (the prediction is then the one after its last word), a number (None: missing), a row
-        or mapping of the model's columns, or the MIDI numbers of the notes that sound. Raises InvalidInput and
-        everything that can happen to a session.
+        or mapping of the model's columns, or the MIDI numbers of the notes that sound. A forecasting model answers
+        with a ForecastPrediction. Raises InvalidInput and everything that can happen to a session.
         """
         return self._run(cast(Coroutine[Any, Any, Prediction], self._session.observe(x, timeout=timeout)))
 
@@ -247,9 +248,7 @@ class Fleet:
     ) -> FleetPredictions: ...
     @overload
     def observe(self, ids: Ids, values: Sequence[Notes], *, timeout: float | None = None) -> FleetNotePredictions: ...
-    def observe(
-        self, ids: Ids, values: Any, *, timeout: float | None = None
-    ) -> FleetPredictions | FleetWordPredictions | FleetNotePredictions:
+    def observe(self, ids: Ids, values: Any, *, timeout: float | None = None) -> FleetAnswers:
         """Feeds observation `values[i]` to session `ids[i]`; an id may stand in several rows, in order.
 
         `values` is a column [n] or table [n, columns] for value models; words, or int tokens [n], for word
@@ -257,7 +256,7 @@ class Fleet:
         What went wrong with single sessions is in `.errors` by id, their rows are NaN, and the ids start afresh
         the next time. Raises what concerns all of them.
         """
-        work: Coroutine[Any, Any, FleetPredictions | FleetWordPredictions | FleetNotePredictions]
+        work: Coroutine[Any, Any, FleetAnswers]
         work = self._fleet.observe(ids, values, timeout=timeout)
         return self._run(work)
 

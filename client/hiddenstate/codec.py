@@ -16,9 +16,12 @@ from hiddenstate.columns import Columns
 from hiddenstate.descriptions import Model, Vocabulary, vocabulary_of
 from hiddenstate.errors import HiddenstateError, InvalidInput
 from hiddenstate.predictions import (
+    FleetForecastPredictions,
     FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
+    ForecastPrediction,
+    ForecastPredictions,
     Frame,
     GeneratedWord,
     NotePrediction,
@@ -27,6 +30,7 @@ from hiddenstate.predictions import (
     ValuePredictions,
     WordPrediction,
     WordPredictions,
+    forecast_prediction,
     note_prediction,
     value_prediction,
     word_prediction,
@@ -156,8 +160,8 @@ class WordCodec:
         return FleetWordPredictions(columns, self._vocabulary, errors)
 
 
-class ValueCodec:
-    """For next-value models: numbers or rows in, values float64 [n, columns] on the wire; None and NaN are missing."""
+class _Series:
+    """Numbers or rows in, values float64 [n, columns] on the wire; None and NaN are missing."""
 
     def __init__(self, columns: Sequence[str], targets: Sequence[int]) -> None:
         self._names = tuple(columns)
@@ -221,6 +225,10 @@ class ValueCodec:
         rows[:, self._targets] = np.asarray(generated, np.float64).reshape(len(generated), -1)
         return rows
 
+
+class ValueCodec(_Series):
+    """For next-value models."""
+
     def prediction(self, columns: Columns) -> ValuePrediction:
         """After the last row."""
         return value_prediction(columns, -1)
@@ -232,6 +240,26 @@ class ValueCodec:
     def fleet_predictions(self, columns: Columns, errors: Errors) -> FleetPredictions:
         """One a row, with what went wrong by id."""
         return FleetPredictions(columns, errors)
+
+
+class ForecastCodec(_Series):
+    """For forecasting models: as for next-value models, with answers several steps ahead."""
+
+    def __init__(self, columns: Sequence[str], targets: Sequence[int], horizon: int) -> None:
+        super().__init__(columns, targets)
+        self._horizon = horizon
+
+    def prediction(self, columns: Columns) -> ForecastPrediction:
+        """After the last row."""
+        return forecast_prediction(columns, -1, self._horizon)
+
+    def predictions(self, columns: Columns) -> ForecastPredictions:
+        """One a row."""
+        return ForecastPredictions(columns, self._horizon)
+
+    def fleet_predictions(self, columns: Columns, errors: Errors) -> FleetForecastPredictions:
+        """One a row, with what went wrong by id."""
+        return FleetForecastPredictions(columns, self._horizon, errors)
 
 
 class NoteCodec:
@@ -298,13 +326,15 @@ class NoteCodec:
         return FleetNotePredictions(columns, self._notes, errors)
 
 
-Codec = WordCodec | ValueCodec | NoteCodec
+Codec = WordCodec | ValueCodec | ForecastCodec | NoteCodec
 
 
 def codec_of(model: Model) -> Codec:
     """What suits the model."""
     if model.task == "next-word":
         return WordCodec(vocabulary_of(model))
+    if model.task == "forecasting":
+        return ForecastCodec(model.columns, model.targets, model.horizon)
     if model.task == "music":
         return NoteCodec(model.notes)
     return ValueCodec(model.columns, model.targets)

@@ -27,11 +27,11 @@ class Columns:
     top_probabilities: Array
     """float32 [n, k]."""
     locations: Array
-    """float64 [n, targets]."""
+    """float64 [n, horizon * targets]."""
     scales: Array
-    """float64 [n, targets]."""
+    """float64 [n, horizon * targets]."""
     degrees_of_freedom: Array
-    """float32 [n, targets]; infinite for a Gaussian."""
+    """float32 [n, horizon * targets]; infinite for a Gaussian."""
     probabilities: Array
     """float32 [n, notes]: that each note sounds in the next frame."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hiddenstate.errors import InvalidInput, ServerError
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
-Task = Literal["next-word", "next-value", "music"]
+Task = Literal["next-word", "next-value", "forecasting", "music"]
 Place = Literal["arena", "memory", "store"]
 """In a row ready for the next observation, packed on its way to the store, or in the store alone."""
 
@@ -101,9 +101,11 @@ class Model:
     vocabulary: Vocabulary | None
     """Of next-word models."""
     columns: tuple[str, ...]
-    """Input columns of next-value models."""
+    """Input columns of models of values."""
     targets: tuple[int, ...]
-    """Indices of the columns that a next-value model predicts."""
+    """Indices of the columns that a model of values predicts."""
+    horizon: int
+    """Steps that a model of values predicts ahead."""
     notes: range
     """MIDI numbers of the notes that a music model reads and predicts."""
 
@@ -119,6 +121,7 @@ class Model:
         tasks: dict[int, Task] = {
             pb.TASK_NEXT_WORD: "next-word",
             pb.TASK_NEXT_VALUE: "next-value",
+            pb.TASK_FORECASTING: "forecasting",
             pb.TASK_MUSIC: "music",
         }
         if message.task not in tasks:
@@ -145,6 +148,7 @@ class Model:
             else None,
             columns=tuple(message.values.columns),
             targets=tuple(message.values.targets),
+            horizon=message.values.horizon,
             notes=range(message.notes.lowest, message.notes.lowest + message.notes.count),
         )
 

@@ -22,7 +22,12 @@ from hiddenstate.codec import Codec, Floats, Ids, Notes, Row, Tokens, Value, cod
 from hiddenstate.columns import Columns
 from hiddenstate.connection import Connection
 from hiddenstate.errors import HiddenstateError, InvalidInput, SessionError, fresh
-from hiddenstate.predictions import FleetNotePredictions, FleetPredictions, FleetWordPredictions
+from hiddenstate.predictions import (
+    FleetAnswers,
+    FleetNotePredictions,
+    FleetPredictions,
+    FleetWordPredictions,
+)
 from hiddenstate.protocol import Protocol
 from hiddenstate.session import close_after
 
@@ -56,9 +61,7 @@ class AsyncFleet:
     async def observe(
         self, ids: Ids, values: Sequence[Notes], *, timeout: float | None = None
     ) -> FleetNotePredictions: ...
-    async def observe(
-        self, ids: Ids, values: Any, *, timeout: float | None = None
-    ) -> FleetPredictions | FleetWordPredictions | FleetNotePredictions:
+    async def observe(self, ids: Ids, values: Any, *, timeout: float | None = None) -> FleetAnswers:
         """Feeds observation `values[i]` to session `ids[i]`; an id may stand in several rows, in order.
 
         `values` is a column [n] or table [n, columns] for value models; words, or int tokens [n], for word

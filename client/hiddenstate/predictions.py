@@ -65,6 +65,39 @@ class ValuePrediction:
 
 
 @dataclass(frozen=True)
+class ForecastPrediction:
+    """The distributions of the next values, step by step: Student's t, or normal where the degrees of freedom are inf.
+
+    Every array is [horizon], with several targets [horizon, targets]. NaN before the first observation.
+    """
+
+    location: Floats
+    scale: Floats
+    degrees_of_freedom: Floats
+    surprise: float
+    """-log p of the observed value under the forecast of it, in nats of density; NaN where there was none."""
+    step: int
+    """Observations in the session's state."""
+
+    @property
+    def mean(self) -> Floats:
+        """The expected next values."""
+        return self.location
+
+    def quantile(self, p: float) -> Floats:
+        """The values that the next ones stay below with probability `p`, 0 < p < 1, each by itself."""
+        return self.location + self.scale * student_t.quantile(p, self.degrees_of_freedom)
+
+    def interval(self, level: float = 0.9) -> Floats:
+        """[horizon, 2] (or [horizon, 2, targets]): at each step the bounds that hold its value with this probability.
+
+        `low, high = prediction.interval(0.9)[h]`
+        """
+        reach = self.scale * student_t.half_width(level, self.degrees_of_freedom)
+        return np.stack([self.location - reach, self.location + reach], axis=1)
+
+
+@dataclass(frozen=True)
 class NotePrediction:
     """Which notes may sound in the next frame, each by itself."""
 
@@ -81,7 +114,7 @@ class NotePrediction:
         return frozenset(note for note, probability in self.probabilities.items() if probability > 0.5)
 
 
-Prediction = WordPrediction | ValuePrediction | NotePrediction
+Prediction = WordPrediction | ValuePrediction | ForecastPrediction | NotePrediction
 
 
 class GeneratedWord(NamedTuple):
@@ -147,17 +180,12 @@ class WordPredictions(_Rows[WordPrediction]):
         return word_prediction(self._columns, row, self._vocabulary)
 
 
-class ValuePredictions(_Rows[ValuePrediction]):
-    """A column of value predictions: indexing gives a ValuePrediction, the attributes are arrays.
+class _Distributions(_Rows[_Item]):
+    """Rows that are distributions of values."""
 
-    The arrays are [n] for models with one target and [n, targets] for others.
-    """
-
-    def __init__(self, columns: Columns) -> None:
-        super().__init__(columns)
-        self.location: Floats = _squeezed(columns.locations)
-        self.scale: Floats = _squeezed(columns.scales)
-        self.degrees_of_freedom: Floats = _squeezed(columns.degrees_of_freedom).astype(np.float64)
+    location: Floats
+    scale: Floats
+    degrees_of_freedom: Floats
 
     @property
     def mean(self) -> Floats:
@@ -187,8 +215,36 @@ class ValuePredictions(_Rows[ValuePrediction]):
         reach = self.scale * student_t.half_width(level, self.degrees_of_freedom)
         return self.location - reach, self.location + reach
 
+
+class ValuePredictions(_Distributions[ValuePrediction]):
+    """A column of value predictions: indexing gives a ValuePrediction, the attributes are arrays.
+
+    The arrays are [n] for models with one target and [n, targets] for others.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        super().__init__(columns)
+        self.location = _squeezed(columns.locations)
+        self.scale = _squeezed(columns.scales)
+        self.degrees_of_freedom = _squeezed(columns.degrees_of_freedom).astype(np.float64)
+
     def _row(self, row: int) -> ValuePrediction:
         return value_prediction(self._columns, row)
+
+
+class ForecastPredictions(_Distributions[ForecastPrediction]):
+    """A column of forecasts: indexing gives a ForecastPrediction, the attributes are arrays.
+
+    The arrays are [n, horizon] for models with one target and [n, horizon, targets] for others.
+    """
+
+    def __init__(self, columns: Columns, horizon: int) -> None:
+        super().__init__(columns)
+        self._horizon = horizon
+        self.location, self.scale, self.degrees_of_freedom = _ahead(columns, horizon)
+
+    def _row(self, row: int) -> ForecastPrediction:
+        return forecast_prediction(self._columns, row, self._horizon)
 
 
 class NotePredictions(_Rows[NotePrediction]):
@@ -204,7 +260,7 @@ class NotePredictions(_Rows[NotePrediction]):
         return note_prediction(self._columns, row, self._notes)
 
 
-Predictions = WordPredictions | ValuePredictions | NotePredictions
+Predictions = WordPredictions | ValuePredictions | ForecastPredictions | NotePredictions
 
 
 class FleetWordPredictions(WordPredictions):
@@ -225,12 +281,23 @@ class FleetPredictions(ValuePredictions):
         self.errors = errors or {}
 
 
+class FleetForecastPredictions(ForecastPredictions):
+    """Forecasts of a fleet, row i for id i; `errors` has what went wrong, by id."""
+
+    def __init__(self, columns: Columns, horizon: int, errors: dict[Any, HiddenstateError] | None = None) -> None:
+        super().__init__(columns, horizon)
+        self.errors = errors or {}
+
+
 class FleetNotePredictions(NotePredictions):
     """Note predictions of a fleet, row i for id i; `errors` has what went wrong, by id."""
 
     def __init__(self, columns: Columns, notes: range, errors: dict[Any, HiddenstateError] | None = None) -> None:
         super().__init__(columns, notes)
         self.errors = errors or {}
+
+
+FleetAnswers = FleetWordPredictions | FleetPredictions | FleetForecastPredictions | FleetNotePredictions
 
 
 def word_prediction(columns: Columns, row: int, vocabulary: Vocabulary) -> WordPrediction:
@@ -253,6 +320,19 @@ def value_prediction(columns: Columns, row: int) -> ValuePrediction:
         surprise=float(columns.surprises[row]),
         step=int(columns.steps[row]),
     )
+
+
+def forecast_prediction(columns: Columns, row: int, horizon: int) -> ForecastPrediction:
+    """Row `row` of `columns` as an object."""
+    location, scale, freedom = (field[0] for field in _ahead(columns.take(np.array([row])), horizon))
+    return ForecastPrediction(location, scale, freedom, float(columns.surprises[row]), int(columns.steps[row]))
+
+
+def _ahead(columns: Columns, horizon: int) -> list[Floats]:
+    """Location, scale and degrees of freedom, [n, horizon] with one target, else [n, horizon, targets]."""
+    fields = (columns.locations, columns.scales, columns.degrees_of_freedom)
+    tables = [field.reshape(len(columns), horizon, -1).astype(np.float64) for field in fields]
+    return [table[..., 0] if table.shape[2] == 1 else table for table in tables]
 
 
 def note_prediction(columns: Columns, row: int, notes: range) -> NotePrediction:

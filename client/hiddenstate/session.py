@@ -94,8 +94,8 @@ class AsyncSession:
         """Feeds one observation and predicts what comes next.
 
         A word or a text (the prediction is then the one after its last word), a number (None: missing), a row
-        or mapping of the model's columns, or the MIDI numbers of the notes that sound. Raises InvalidInput and
-        everything that can happen to a session.
+        or mapping of the model's columns, or the MIDI numbers of the notes that sound. A forecasting model answers
+        with a ForecastPrediction. Raises InvalidInput and everything that can happen to a session.
         """
         return self._codec.prediction(await self._observe(self._codec.one(x), timeout))
 

@@ -14,6 +14,7 @@ from hiddenstate_models.networks.distributions import (
     negative_log_likelihood,
     read_head,
 )
+from hiddenstate_models.networks.forecasting import ForecastingConfig, ForecastingNetwork
 from hiddenstate_models.networks.music import MusicConfig, MusicNetwork, frame_losses
 from hiddenstate_models.networks.scaling import last_values
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
@@ -93,7 +94,8 @@ class ReferenceValueStep(nn.Module):
         """values float64 [n, columns] with NaN where missing, states [n, state_size] -> predictions of the next."""
         recurrent, scaling, memory = states.split(self.sizes, dim=1)
         scaling = scaling.float()
-        surprises = self._surprises(values, last_values(scaling, self.network.config.columns), memory)
+        last = last_values(scaling, self.network.config.columns)
+        surprises = _surprises((values - last)[:, self.targets], memory, self.parameters_each)
 
         scaled, scaling = self.network.encoder.step(values, scaling)
         outputs, recurrent = self.network.cells.step(scaled.features.to(states.dtype), recurrent)
@@ -115,13 +117,15 @@ class ReferenceValueStep(nn.Module):
             torch.cat([piece.to(states.dtype) for piece in row], dim=1),
         )
 
-    def _surprises(self, values: Tensor, last: Tensor, memory: Tensor) -> Tensor:
-        offsets, scales, *freedom = memory.double().chunk(self.parameters_each, dim=1)
-        prediction = Prediction(offsets, scales, freedom[0] if freedom else torch.full_like(scales, torch.inf))
-        terms = negative_log_likelihood(prediction, (values - last)[:, self.targets])
-        observed = ~terms.isnan() & (scales > 0)
-        total = torch.where(observed, terms, 0.0).sum(dim=1)
-        return torch.where(observed.any(dim=1), total, torch.nan).to(memory.dtype)
+
+def _surprises(moves: Tensor, memory: Tensor, parameters: int) -> Tensor:
+    """-log p [n] of the moves [n, targets] under the prediction before them, summed over the targets observed."""
+    offsets, scales, *freedom = memory.double().chunk(parameters, dim=1)
+    prediction = Prediction(offsets, scales, freedom[0] if freedom else torch.full_like(scales, torch.inf))
+    terms = negative_log_likelihood(prediction, moves)
+    observed = ~terms.isnan() & (scales > 0)
+    total = torch.where(observed, terms, 0.0).sum(dim=1)
+    return torch.where(observed.any(dim=1), total, torch.nan).to(memory.dtype)
 
 
 class NoteStep(NamedTuple):
@@ -151,7 +155,44 @@ class ReferenceNoteStep(nn.Module):
         return NoteStep(surprises, logits.sigmoid(), torch.cat((state, logits), dim=1))
 
 
-ReferenceStep = ReferenceWordStep | ReferenceValueStep | ReferenceNoteStep
+class ReferenceForecastStep(nn.Module):
+    """Steps rows of a forecasting model; a row ends with what was predicted to be next, its location as an offset."""
+
+    targets: Tensor
+
+    def __init__(self, network: ForecastingNetwork) -> None:
+        super().__init__()
+        self.network = network
+        config = network.config
+        self.register_buffer("targets", torch.tensor(config.targets), persistent=False)
+        self.parameters_each = PARAMETERS[config.distribution]
+        self.sizes = [network.state_size, self.parameters_each * len(self.targets)]
+        self.scaling = slice(network.cells.state_size, network.cells.state_size + network.encoder.state_size)
+
+    def forward(self, values: Tensor, states: Tensor) -> ValueStep:
+        """values float64 [n, columns] with NaN where missing, states [n, state_size] -> [n, horizon, targets] ahead."""
+        state, memory = states.split(self.sizes, dim=1)
+        last = last_values(state[:, self.scaling].float(), self.network.config.columns)
+        surprises = _surprises((values - last)[:, self.targets], memory, self.parameters_each)
+        origins, state = self.network.step(values, state)
+        prediction = Prediction(*(field.squeeze(0) for field in self.network.decode(origins)))
+        anchors, units = origins.anchors[0].unsqueeze(1), origins.units[0].unsqueeze(1)
+        served = in_units(prediction, anchors, units)
+        never = anchors.isnan()
+        remembered = [units * prediction.locations, served.scales.masked_fill(never, 0.0)]
+        if self.network.config.distribution == "student-t":
+            remembered.append(prediction.degrees_of_freedom)
+        row = [state, *(field[:, 0] for field in remembered)]
+        return ValueStep(
+            surprises,
+            served.locations,
+            served.scales.masked_fill(never, torch.nan),
+            prediction.degrees_of_freedom,
+            torch.cat([piece.to(states.dtype) for piece in row], dim=1),
+        )
+
+
+ReferenceStep = ReferenceWordStep | ReferenceValueStep | ReferenceNoteStep | ReferenceForecastStep
 
 
 def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> ReferenceStep:
@@ -160,6 +201,8 @@ def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> Ref
     fields = bundle.config.network
     if bundle.config.task == "next-word":
         step = ReferenceWordStep(NextWordNetwork(NextWordConfig.from_dict(fields)))
+    elif bundle.config.task == "forecasting":
+        step = ReferenceForecastStep(ForecastingNetwork(ForecastingConfig.from_dict(fields)))
     elif bundle.config.task == "music":
         step = ReferenceNoteStep(MusicNetwork(MusicConfig.from_dict(fields)))
     else:

@@ -42,12 +42,14 @@ def unused_port() -> int:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real server with random models: next-word, next-value, weather of two columns, and music."""
+    """Address of a real server with random models: next-word, next-value, weather of two columns, music, forecasts."""
     models = tmp_path_factory.mktemp("served")
     random_bundle(models, "next-word", seed=1)
     random_bundle(models, "next-value", seed=3)
     random_bundle(models, "next-value", name="weather", seed=4, columns=2, targets=[0, 1])
     random_bundle(models, "music", seed=5)
+    random_bundle(models, "forecasting", seed=6)
+    random_bundle(models, "forecasting", name="outlook", seed=7, columns=2, targets=[1, 0])
     command = [str(Path(sys.executable).with_name("hiddenstate-server")), "--models", str(models)]
     command += ["--port", "0", "--metrics-port", "0", "--host", "127.0.0.1", "--log-level", "warning"]
     log = tmp_path_factory.mktemp("log") / "server.log"

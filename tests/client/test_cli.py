@@ -39,8 +39,9 @@ def test_models(environment: dict[str, str]) -> None:
     table = run(environment, "models").stdout
     assert re.search(r"next-word@1 +word +LSTM", table)
     listed = json.loads(run(environment, "models", "--json").stdout)
-    assert [model["name"] for model in listed] == ["music", "next-value", "next-word", "weather"]
-    assert listed[3]["targets"] == [0, 1]
+    names = ["forecasting", "music", "next-value", "next-word", "outlook", "weather"]
+    assert [model["name"] for model in listed] == names
+    assert listed[5]["targets"] == [0, 1]
 
 
 def test_sessions(environment: dict[str, str], server: str) -> None:

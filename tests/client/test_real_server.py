@@ -145,7 +145,8 @@ def test_a_session_outlives_its_client(server: str) -> None:
 
 
 def test_what_is_served(client: Client) -> None:
-    assert {model.name for model in client.models()} == {"next-word", "next-value", "weather", "music"}
+    names = {"next-word", "next-value", "weather", "music", "forecasting", "outlook"}
+    assert {model.name for model in client.models()} == names
     assert client.model("weather").targets == (0, 1)
     with pytest.raises(ModelNotFound, match="next-value"):
         client.session("missing")

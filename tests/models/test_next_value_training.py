@@ -21,13 +21,13 @@ from hiddenstate_models.training.next_value import (
     NEXT_VALUE,
     NextValueOptions,
     NextValueTask,
-    cut,
     scaled_targets,
     validate,
 )
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.recipe import Told
 from hiddenstate_models.training.run import load_weights
+from hiddenstate_models.training.series_options import cut
 
 Floats = npt.NDArray[np.float64]
 
@@ -118,7 +118,7 @@ def test_joint_columns_and_chosen_targets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"session": 1}, "session must be at least 2"), ({"augment": -1}, "augment at least 0")],
+    [({"session": 1}, "session must be at least 2"), ({"augment": -1}, "augment must be at least 0")],
 )
 def test_refuses_settings(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

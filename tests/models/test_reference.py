@@ -174,3 +174,38 @@ def test_note_step_agrees_with_float64(tmp_path: Path, network: dict[str, Any], 
         np.testing.assert_allclose(probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(states, exact, rtol=1e-5, atol=1e-5)
         before = probabilities
+
+
+FORECAST_NETWORKS: dict[str, dict[str, Any]] = {
+    "gru-seasons": {"seasons": [4, 9], "horizon": 13},
+    "gru-2-gaussian": {"hidden_sizes": [8, 6], "distribution": "gaussian", "seasons": []},
+    "lstm-projected": {"cell": "lstm", "projection": 4, "horizon": 3},
+    "elman": {"cell": "rnn-tanh", "horizon": 1},
+    "columns-3-targets-2": {"columns": 3, "targets": [2, 0], "seasons": [3]},
+    "columns-2-gaussian": {"columns": 2, "targets": [1], "distribution": "gaussian", "seasons": [2, 5]},
+}
+
+
+@pytest.mark.parametrize(("offset", "move"), [(0.0, 1.0), (1.7e9, 1.0), (-3e12, 1e3), (5.0, 0.0)])
+@pytest.mark.parametrize("network", FORECAST_NETWORKS.values(), ids=FORECAST_NETWORKS.keys())
+def test_forecast_step_agrees_with_float64(tmp_path: Path, network: dict[str, Any], offset: float, move: float) -> None:
+    bundle = random_bundle(tmp_path, "forecasting", **network)
+    step, reference = session(bundle), reference_step(bundle, dtype=torch.float64)
+    rng = np.random.default_rng(4)
+    n, columns = 7, network.get("columns", 1)
+    states = np.zeros((n, bundle.config.state_size), np.float32)
+    exact = torch.zeros(n, bundle.config.state_size, dtype=torch.float64)
+    walk = offset + move * rng.normal(size=(30, n, columns)).cumsum(axis=0)
+    walk[rng.random(walk.shape) < 0.15] = np.nan
+    for values in walk:
+        surprises, locations, scales, freedom, states = step.run(None, {"values": values, "states": states})
+        expected = reference(torch.from_numpy(values), exact)
+        exact = expected.next_states
+        np.testing.assert_allclose(surprises, expected.surprises, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(scales, expected.scales, rtol=1e-3)
+        error = np.abs(locations - expected.locations.numpy()) / expected.scales.numpy()
+        assert np.nanmax(error, initial=0.0) < 1e-3
+        np.testing.assert_array_equal(np.isnan(locations), expected.locations.isnan())
+        np.testing.assert_allclose(freedom, expected.degrees_of_freedom, rtol=1e-4)
+        np.testing.assert_allclose(states[:, : bundle.network.state_size],
+                                   exact[:, : bundle.network.state_size], rtol=1e-4, atol=1e-4)  # fmt: skip

@@ -21,13 +21,14 @@ from hiddenstate_server.versions.repository import LoadedModel, load_models
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: next-word in two versions, next-value with one column, weather with two, and tunes of music."""
+    """A model folder: next-word in two versions, next-value with one column, weather with two; tunes, outlook."""
     folder = tmp_path_factory.mktemp("models")
     random_bundle(folder, "next-word", version=1, seed=1)
     random_bundle(folder, "next-word", version=2, seed=2)
     random_bundle(folder, "next-value", seed=3)
     random_bundle(folder, "next-value", name="weather", seed=4, columns=2, targets=[0, 1])
     random_bundle(folder, "music", name="tunes", seed=5)
+    random_bundle(folder, "forecasting", name="outlook", seed=6, columns=2, targets=[1, 0])
     return folder
 
 

@@ -34,7 +34,7 @@ def run(runtime: Runtime, inputs: np.ndarray) -> list[tuple[np.ndarray, ...]]:
     return seen
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(6))
 def test_a_row_is_the_same_alone_and_in_a_batch(loaded: list[LoadedModel], index: int) -> None:
     model = loaded[index]
     inputs = inputs_of(model, 5, 33)
@@ -45,7 +45,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(loaded: list[LoadedModel], index
                 np.testing.assert_allclose(alone[0], column[row], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(6))
 def test_torch_agrees_with_onnx(loaded: list[LoadedModel], bundles: Path, index: int) -> None:
     from hiddenstate_server.runtimes.torch import TorchRuntime
 

@@ -268,7 +268,7 @@ async def test_models(serve: Serve, bundles: Path) -> None:
     stub = (await serve()).stub
     models = (await stub.ListModels(pb.ListModelsRequest())).models
     assert [(model.name, model.version) for model in models] == [
-        ("next-value", "1"), ("next-word", "1"), ("next-word", "2"), ("tunes", "1"), ("weather", "1")
+        ("next-value", "1"), ("next-word", "1"), ("next-word", "2"), ("outlook", "1"), ("tunes", "1"), ("weather", "1")
     ]  # fmt: skip
     assert all(not model.text.vocabulary for model in models)
     newest = (await stub.GetModel(pb.GetModelRequest(name="next-word"))).model

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from typer.core import TyperGroup
 
@@ -40,6 +41,8 @@ class _ListedByDefault(TyperGroup):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
+
+_MOST_SHOWN = 8  # of the numbers of one prediction
 
 sessions = typer.Typer(cls=_ListedByDefault, help="List, copy, save, follow and end sessions.", rich_markup_mode="rich")
 
@@ -239,5 +242,5 @@ def _line(prediction: Prediction) -> str:
         low, high = prediction.interval()
         expected = f"{prediction.mean:.6g}  (90 %: {low:.6g} … {high:.6g})"
     else:
-        expected = "  ".join(f"{mean:.6g}" for mean in prediction.mean)
+        expected = "  ".join(f"{mean:.6g}" for mean in np.ravel(prediction.mean)[:_MOST_SHOWN])
     return f"{prediction.step:>8,} {prediction.surprise:>9.2f}   {expected}"

@@ -16,7 +16,7 @@ INT8_SEQUENCE_FILE = "sequence.int8.onnx"
 CARD_FILE = "card.md"
 CURVE_FILE = "learning-curve.png"
 
-Task = Literal["next-word", "next-value", "music"]
+Task = Literal["next-word", "next-value", "music", "forecasting"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 

@@ -23,7 +23,7 @@ from hiddenstate_models.bundle.config import (
     FileFacts,
 )
 from hiddenstate_models.bundle.onnx_files import external_files
-from hiddenstate_models.bundle.shapes import Network, ValueNetwork, WordNetwork, network_shapes
+from hiddenstate_models.bundle.shapes import Network, SeriesShapes, WordNetwork, network_shapes
 from hiddenstate_models.bundle.weights import StoredTensor, read_header
 from hiddenstate_models.errors import BundleCorruptError, BundleFormatError
 
@@ -125,7 +125,7 @@ class Bundle:
             )
         if isinstance(network, WordNetwork):
             self._check_text(network)
-        elif isinstance(network, ValueNetwork):
+        elif isinstance(network, SeriesShapes):
             self._check_values(network)
 
     def _check_text(self, network: WordNetwork) -> None:
@@ -139,10 +139,10 @@ class Bundle:
         if max(text.unknown_token, text.end_token) >= size:
             raise BundleCorruptError(f"{path}: unknown_token and end_token must be below {size}")
 
-    def _check_values(self, network: ValueNetwork) -> None:
+    def _check_values(self, network: SeriesShapes) -> None:
         path, values = self.folder / CONFIG_FILE, self.config.values
         if values is None:
-            raise BundleCorruptError(f"{path}: a next-value bundle needs the field 'values'")
+            raise BundleCorruptError(f"{path}: a {self.config.task} bundle needs the field 'values'")
         if len(values.columns) != network.columns or values.targets != network.targets:
             raise BundleCorruptError(f"{path}: the columns and targets of 'values' are not the network's")
         if max(values.targets) >= network.columns:

@@ -81,12 +81,12 @@ class CellShapes(BaseModel):
         """Whether no layer's output ever leaves [-1, 1]."""
         return self.cell != "rnn-relu" and not self.projection
 
-    def cell_tensors(self, input_size: int) -> dict[str, Shape]:
-        """Names and shapes of the recurrent weights."""
+    def cell_tensors(self, input_size: int, stack: str = "cells") -> dict[str, Shape]:
+        """Names and shapes of a stack's recurrent weights."""
         gates = _GATES[self.cell]
         shapes: dict[str, Shape] = {}
         for layer, (size, output) in enumerate(zip(self.hidden_sizes, self.output_sizes, strict=True)):
-            prefix = f"cells.layers.{layer}."
+            prefix = f"{stack}.layers.{layer}."
             shapes[prefix + "weight_ih_l0"] = (gates * size, input_size)
             shapes[prefix + "weight_hh_l0"] = (gates * size, output)
             shapes[prefix + "bias_ih_l0"] = shapes[prefix + "bias_hh_l0"] = (gates * size,)
@@ -119,14 +119,12 @@ class WordNetwork(CellShapes):
         return shapes | {"head.bias": (self.vocabulary_size,)}
 
 
-class ValueNetwork(CellShapes):
-    """Shapes of a next-value network."""
+class SeriesShapes(CellShapes):
+    """What fixes the shapes of a network of values, however far ahead it predicts."""
 
-    task: Literal["next-value"]
     columns: PositiveInt
     targets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     distribution: Literal["student-t", "gaussian"]
-    scaling: Literal["online", "fixed"] = "online"
 
     @property
     def parameters(self) -> int:
@@ -139,18 +137,56 @@ class ValueNetwork(CellShapes):
         return SCALING_ROWS * self.columns
 
     @property
+    def prediction_size(self) -> int:
+        """Floats in the prediction of one step."""
+        return self.parameters * len(self.targets)
+
+
+class ValueNetwork(SeriesShapes):
+    """Shapes of a next-value network."""
+
+    task: Literal["next-value"]
+    scaling: Literal["online", "fixed"] = "online"
+
+    @property
     def served_state_size(self) -> int:
         """Floats in a session's row: the recurrent state, the scaling's state and the last prediction."""
-        return self.state_size + self.scaling_size + self.parameters * len(self.targets)
+        return self.state_size + self.scaling_size + self.prediction_size
 
     def tensors(self) -> dict[str, Shape]:
         """Names and shapes of every weight."""
-        outputs = self.parameters * len(self.targets)
-        fixed = self.scaling == "fixed"
+        outputs, fixed = self.prediction_size, self.scaling == "fixed"
         shapes = self.cell_tensors(self.columns if fixed else FEATURES * self.columns)
         if fixed:
             shapes |= {"encoder.means": (self.columns,), "encoder.units": (self.columns,)}
         return shapes | {"head.weight": (outputs, self.output_size), "head.bias": (outputs,)}
+
+
+class ForecastNetwork(SeriesShapes):
+    """Shapes of a forecasting network: an encoder, and a decoder that starts from its state."""
+
+    task: Literal["forecasting"]
+    horizon: PositiveInt
+    seasons: tuple[Annotated[int, Field(ge=2)], ...] = ()
+
+    @property
+    def memory(self) -> int:
+        """How many of the last moves are kept to know the values a season before."""
+        return max(self.seasons, default=0)
+
+    @property
+    def served_state_size(self) -> int:
+        """Floats in a session's row: the encoder's state, the scaling's, the last moves and the last prediction."""
+        return self.state_size + self.scaling_size + self.memory * len(self.targets) + self.prediction_size
+
+    def tensors(self) -> dict[str, Shape]:
+        """Names and shapes of every weight."""
+        targets, seasons = len(self.targets), len(self.seasons)
+        shapes = self.cell_tensors(FEATURES * self.columns + seasons * targets)
+        shapes |= self.cell_tensors((1 + seasons) * targets, "decoder")
+        outputs = self.prediction_size
+        shapes |= {"head.weight": (outputs, self.output_size), "head.bias": (outputs,)}
+        return shapes | {"linear": (1 + seasons,)}
 
 
 class NoteNetwork(CellShapes):
@@ -171,7 +207,7 @@ class NoteNetwork(CellShapes):
         return shapes | {"head.weight": (self.notes, self.output_size), "head.bias": (self.notes,)}
 
 
-Network = WordNetwork | ValueNetwork | NoteNetwork
+Network = WordNetwork | ValueNetwork | NoteNetwork | ForecastNetwork
 
 
 def network_shapes(network: Mapping[str, Any]) -> Network:

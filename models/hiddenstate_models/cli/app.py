@@ -45,7 +45,8 @@ def evaluate(
 ) -> None:
     """Print a model's scores beside its baselines.
 
-    Next word: an interpolated Kneser-Ney 5-gram over the same vocabulary. Next value: persistence and seasonal naive.
+    Next word: an interpolated Kneser-Ney 5-gram over the same vocabulary. Next value and forecasting: persistence and
+    seasonal naive. Music: how often each note sounds, and sounds on.
     A run's scores are kept in it for the card of its bundle.
 
     Example: hiddenstate-models evaluate runs/books --data tests/book.txt

@@ -66,10 +66,8 @@ def transposed(pieces: Sequence[Piece], semitones: int) -> list[Piece]:
 
 
 def _of_mat(path: Path, part: Part) -> list[Piece]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise _lacks("scipy", path) from error
+    from scipy.io import loadmat
+
     field = f"{part}data"
     try:
         contents = loadmat(str(path))
@@ -97,7 +95,7 @@ def _of_midi(path: Path, frames_per_beat: int) -> Roll:
     try:
         from symusic import Score
     except ImportError as error:
-        raise _lacks("symusic", path) from error
+        raise DataError(f"reading {path} needs symusic: pip install 'hiddenstate[music]'") from error
     try:
         score = Score.from_file(path)
     except Exception as error:
@@ -111,7 +109,3 @@ def _of_midi(path: Path, frames_per_beat: int) -> Roll:
     if not roll.any():
         raise DataError(f"{path} holds no notes of a piano")
     return roll
-
-
-def _lacks(library: str, path: Path) -> DataError:
-    return DataError(f"reading {path} needs {library}: pip install 'hiddenstate[music]'")

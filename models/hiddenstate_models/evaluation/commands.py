@@ -17,17 +17,19 @@ from hiddenstate_models.baselines.notes import NoteBaseline
 from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Bundle
 from hiddenstate_models.data import text
 from hiddenstate_models.data.music import read_pieces
-from hiddenstate_models.data.series import Layout, read_series
+from hiddenstate_models.data.series import Layout, Series, read_series
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation import music
+from hiddenstate_models.evaluation.forecasting import forecast_scores
 from hiddenstate_models.evaluation.values import averages, value_scores
 from hiddenstate_models.evaluation.words import baseline_scores, network_scores
 from hiddenstate_models.export.sources import BEST_WEIGHTS_FILE, RUN_FILE, SCORES_FILE
+from hiddenstate_models.networks.forecasting import ForecastingConfig, ForecastingNetwork
 from hiddenstate_models.networks.music import MusicConfig, MusicNetwork
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
-from hiddenstate_models.training.next_value import names
 from hiddenstate_models.training.run import RunRecord, fit_weights
+from hiddenstate_models.training.series_options import names
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """Split -> row (the model, a baseline) -> metric -> number."""
@@ -55,6 +57,8 @@ def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *,
     with console.status("evaluating ..."):
         if task == "next-word":
             scores = _evaluate_words(source, record, text.expand(data), baseline_data)
+        elif task == "forecasting":
+            scores = _evaluate_forecasts(source, record, text.expand(data))
         elif task == "music":
             scores = _evaluate_music(source, record, text.expand(data), baseline_data)
         else:
@@ -130,22 +134,42 @@ def _evaluate_values(source: Path, record: RunRecord | None, files: Sequence[Pat
     fields = record.network if record else Bundle.load(source).config.network
     network = NextValueNetwork(NextValueConfig.from_dict(fields))
     fit_weights(network, _weights(source), source)
-    columns: Sequence[str] = names(record.data["options"]["columns"]) if record else ()
-    layout: Layout = record.data["options"]["layout"] if record else "auto"
-    if network.config.columns > 1:
-        columns, layout = record.data["columns"] if record else _columns(source), "joint"
     scores: Scores = {}
     every: Scores = {}
     for path in files:
-        series = read_series([path], columns=columns, layout=layout)
-        if len(series[0].columns) != network.config.columns:
-            raise DataError(f"{path} lacks some of the columns {', '.join(columns)} that the model reads")
-        one = value_scores(network, series)
+        one = value_scores(network, _series(source, record, [path], network.config.columns))
         every |= one
         scores |= one if len(one) <= _SHOWN else {f"{path.name}, mean of {len(one)} series": averages(one)}
     if len(every) > 1:
         scores["mean of all series"] = averages(every)
     return scores
+
+
+def _evaluate_forecasts(source: Path, record: RunRecord | None, files: Sequence[Path]) -> Scores:
+    """The ends of all series of each file, as many windows of them as were validated on."""
+    fields = record.network if record else Bundle.load(source).config.network
+    network = ForecastingNetwork(ForecastingConfig.from_dict(fields))
+    fit_weights(network, _weights(source), source)
+    windows = record.data["options"]["windows"] if record else 1
+    return {
+        split: forecast_scores(network, _series(source, record, paths, network.config.columns), windows)
+        for split, paths in _splits(files).items()
+    }
+
+
+def _series(source: Path, record: RunRecord | None, files: Sequence[Path], width: int) -> list[Series]:
+    """The series of files with the columns that the network reads, of which there are `width`."""
+    columns: Sequence[str] = names(record.data["options"]["columns"]) if record else ()
+    layout: Layout = record.data["options"]["layout"] if record else "auto"
+    if width > 1:
+        columns, layout = record.data["columns"] if record else _columns(source), "joint"
+    series: list[Series] = []
+    for path in files:
+        found = read_series([path], columns=columns, layout=layout)
+        if len(found[0].columns) != width:
+            raise DataError(f"{path} lacks some of the columns {', '.join(columns)} that the model reads")
+        series += found
+    return series
 
 
 def _columns(source: Path) -> Sequence[str]:

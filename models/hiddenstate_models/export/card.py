@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hiddenstate_models.bundle import Network, NoteNetwork, WordNetwork
+from hiddenstate_models.bundle import ForecastNetwork, Network, NoteNetwork, WordNetwork
 
 _TASKS = {
     "next-word": (
@@ -14,6 +14,11 @@ _TASKS = {
         "Reads a series value by value and predicts the next one as a distribution, in the series' own unit: "
         "a location, a scale, and how surprising each value was, in nats. Values are scaled per session while "
         "they arrive, so a series needs no preparation; missing values (NaN) are allowed."
+    ),
+    "forecasting": (
+        "Reads a series value by value and predicts the next several ones after each, every one as a distribution in "
+        "the series' own unit, and how surprising each value was, in nats. Values are scaled per session while they "
+        "arrive, so a series needs no preparation; missing values (NaN) are allowed."
     ),
     "music": (
         "Reads a piece frame by frame, which notes sound and which do not, and predicts the next frame: the "
@@ -30,6 +35,11 @@ _LIMITS = {
         "It looks one step ahead. The first dozens of values of a session serve to learn its level and spread, "
         "so early predictions are wide. The interval is calibrated over many series, not for each one, and a "
         "surprise says that a value is unusual, not that something is broken."
+    ),
+    "forecasting": (
+        "Each step of a forecast has a distribution of its own: how steps go together is not told. It needs to have "
+        "seen a season or two before it can make use of it. The intervals are calibrated over many series, not for "
+        "each one."
     ),
     "music": (
         "Notes of a frame are independent of each other given what came before, so a chord that it writes may have "
@@ -72,6 +82,9 @@ def _network(config: Mapping[str, Any], network: Network) -> str:
         names = {"student-t": "Student's t", "gaussian": "a Gaussian"}
         facts.append(f"{network.columns} input column(s), {len(network.targets)} predicted")
         facts.append(f"predicts {names[network.distribution]} distribution")
+        if isinstance(network, ForecastNetwork):
+            seasons = " and ".join(map(str, network.seasons)) or "no"
+            facts.append(f"{network.horizon} steps ahead, seasons of {seasons} steps")
     facts.append(f"{config['state_size'] * 4:,} bytes of state per session")
     return "## Network\n\n" + "\n".join(f"- {fact}" for fact in facts)
 

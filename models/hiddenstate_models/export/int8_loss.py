@@ -89,6 +89,7 @@ def add_int8_step(folder: Path, network: WordNetwork, text: TextSettings, probe:
     tensors = read_header(folder / WEIGHTS_FILE) | read_header(folder / INT8_WEIGHTS_FILE)
     for name, model_of in ((INT8_STEP_FILE, step_model), (INT8_SEQUENCE_FILE, sequence_model)):
         model = model_of(tensors, network, Int8Products(), limits)
+        assert model is not None
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
     found = _read(WordStepSession(folder / INT8_STEP_FILE), lanes, states)

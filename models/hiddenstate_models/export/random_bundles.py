@@ -57,6 +57,17 @@ _TINY: dict[Task, dict[str, Any]] = {
         "targets": [0],
         "distribution": "student-t",
     },
+    "forecasting": {
+        "cell": "gru",
+        "hidden_sizes": [8],
+        "projection": None,
+        "dropout": 0.0,
+        "columns": 1,
+        "targets": [0],
+        "distribution": "student-t",
+        "horizon": 6,
+        "seasons": [4],
+    },
     "music": {
         "cell": "gru",
         "hidden_sizes": [8],
@@ -71,7 +82,7 @@ _TINY: dict[Task, dict[str, Any]] = {
 def _settings(network: dict[str, Any]) -> dict[str, Any]:
     if network["task"] == "music":
         return {}
-    if network["task"] == "next-value":
+    if network["task"] in ("next-value", "forecasting"):
         columns = tuple(f"column-{i}" for i in range(network["columns"]))
         return {"values": ValueSettings(columns=columns, targets=tuple(network["targets"]))}
     words = [UNKNOWN, END, "the", "a", ",", ".", "'s"]

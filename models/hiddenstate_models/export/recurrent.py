@@ -57,13 +57,14 @@ def stack(
     state: list[tuple[Tensor, ...]],
     limits: Limits,
     traversal: Traversal,
+    name: str = "cells",
 ) -> tuple[Operand, list[tuple[Tensor, ...]]]:
-    """Takes all layers through x [n, input]: the stack's outputs [n, output] and its state afterwards."""
+    """Takes all layers of a stack through x [n, input]: its outputs [n, output] and its state afterwards."""
     cell = _CELLS[cells.cell]
     limit = limits.output(cells)
     after = []
     for number, before in enumerate(state):
-        layer = _Layer(graph, products, f"cells.layers.{number}.", cells.hidden_sizes[number], limit)
+        layer = _Layer(graph, products, f"{name}.layers.{number}.", cells.hidden_sizes[number], limit)
         output, now = traversal.through(graph, partial(cell.advance, layer), cell.project(layer, x), before)
         after.append(tuple(now))
         x = Operand(output, limit)

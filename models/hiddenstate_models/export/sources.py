@@ -100,7 +100,7 @@ def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
     )
     if record["task"] == "music":
         return contents, None
-    if record["task"] == "next-value":
+    if record["task"] in ("next-value", "forecasting"):
         columns = tuple(data.get("columns") or _column_names(network["columns"]))
         return replace(contents, values=ValueSettings(columns=columns, targets=tuple(network["targets"]))), None
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))

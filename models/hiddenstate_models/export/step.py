@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from hiddenstate_models.bundle import Network, NoteNetwork, StoredTensor, ValueNetwork, WordNetwork
+from hiddenstate_models.bundle import ForecastNetwork, Network, NoteNetwork, StoredTensor, ValueNetwork, WordNetwork
+from hiddenstate_models.export.forecasting import forecast_step
 from hiddenstate_models.export.graph import GraphBuilder
 from hiddenstate_models.export.music import note_graph
 from hiddenstate_models.export.products import Float32Products, Limits, Products
@@ -25,6 +26,8 @@ def step_model(
     """The graph of one step of many sessions."""
     if isinstance(network, ValueNetwork):
         return value_step(GraphBuilder(tensors), network, products)
+    if isinstance(network, ForecastNetwork):
+        return forecast_step(GraphBuilder(tensors), network, products)
     return _graph(tensors, network, products, limits, ONE_STEP)
 
 
@@ -33,8 +36,13 @@ def sequence_model(
     network: Network,
     products: Products = _FLOAT32,
     limits: Limits = _UNLIMITED,
-) -> ModelProto:
-    """The graph of many steps of one session, each after the other; of the step's signature but for its one state."""
+) -> ModelProto | None:
+    """The graph of many steps of one session, each after the other; of the step's signature but for its one state.
+
+    None for forecasting, whose decoder is most of a step.
+    """
+    if isinstance(network, ForecastNetwork):
+        return None
     if isinstance(network, ValueNetwork):
         return value_sequence(GraphBuilder(tensors), network, products)
     return _graph(tensors, network, products, limits, MANY_STEPS)

@@ -94,7 +94,9 @@ def _write_files(
     network = layout.network_shapes(contents.network)
     tensors = layout.read_header(folder / layout.WEIGHTS_FILE)
     for name, model_of in ((layout.STEP_FILE, step_model), (layout.SEQUENCE_FILE, sequence_model)):
-        (folder / name).write_bytes(model_of(tensors, network).SerializeToString(deterministic=True))
+        model = model_of(tensors, network)
+        if model is not None:
+            (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
     config: dict[str, Any] = {
         "format": layout.FORMAT,

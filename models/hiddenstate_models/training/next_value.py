@@ -3,25 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hiddenstate_models.cells import Cell
-from hiddenstate_models.data import text
 from hiddenstate_models.data.lanes import Chunk, Lanes
-from hiddenstate_models.data.series import Series, read_series
+from hiddenstate_models.data.series import Series
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.networks.distributions import Prediction, central_probability, negative_log_likelihood
 from hiddenstate_models.networks.scaling import LARGEST_RATIO
 from hiddenstate_models.networks.values import Forecast, NextValueConfig, NextValueNetwork
 from hiddenstate_models.training.augmentation import SHORTEST, altered_copies
-from hiddenstate_models.training.cell_options import CellFlags, with_default
 from hiddenstate_models.training.options import TrainingOptions, option
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
+from hiddenstate_models.training.series_options import SeriesFlags, cut, require_full_precision
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,48 +31,19 @@ _WATCHED_STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextValueOptions(CellFlags):
+class NextValueOptions(SeriesFlags):
     """Settings of a next-value run: how the series are read, the network and its distribution."""
 
-    columns: str = option(
-        "", "Columns to read, names or patterns like '*_MW', comma-separated; empty: all numeric ones."
-    )
-    layout: Literal["auto", "columns", "joint", "rows"] = option(
-        "auto",
-        "A series is each column, a file's columns jointly, or each row; auto: rows of wide tables without times.",
-    )
-    targets: str = option("", "Columns to predict in joint series, comma-separated; empty: all.")
-    cell: Cell = with_default("cell", "gru")
-    hidden: str = with_default("hidden", "64")
-    distribution: Literal["student-t", "gaussian"] = option("student-t", "Distribution of the next value.")
-    session: int = option(4000, "Cut series into sessions of at most so many rows, each from a fresh state.")
     augment: int = option(0, "Altered copies of every session: resampled, mixed, noisier, flipped, with gaps.")
 
     def __post_init__(self) -> None:
-        if self.session < 2 or self.augment < 0:
-            raise ConfigurationError("session must be at least 2 and augment at least 0")
+        super().__post_init__()
+        if self.augment < 0:
+            raise ConfigurationError("augment must be at least 0")
 
     def network(self, columns: Sequence[str]) -> NextValueConfig:
-        """The network's configuration for series with these columns.
-
-        Raises:
-            ConfigurationError: a target is none of them.
-        """
-        targets = names(self.targets) or tuple(columns)
-        unknown = [target for target in targets if target not in columns]
-        if unknown:
-            raise ConfigurationError(f"no column {unknown[0]!r} to predict; there are {', '.join(columns)}")
-        return NextValueConfig(
-            **self.cells(),
-            columns=len(columns),
-            targets=tuple(columns.index(target) for target in targets),
-            distribution=self.distribution,
-        )
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names from "a, b"."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+        """The network's configuration for series with these columns."""
+        return NextValueConfig(**self.series(columns))
 
 
 class NextValueTask:
@@ -124,12 +93,6 @@ class NextValueTask:
         return validate(cast(NextValueNetwork, network), self._validation)
 
 
-def cut(series: Sequence[Floats], rows: int) -> list[Floats]:
-    """Series as pieces of at most `rows`, of which those with two rows or more are kept."""
-    pieces = [one[start : start + rows] for one in series for start in range(0, len(one), rows)]
-    return [piece for piece in pieces if len(piece) > 1]
-
-
 def value_lanes(
     series: Sequence[Floats],
     config: NextValueConfig,
@@ -175,13 +138,9 @@ def validate(network: NextValueNetwork, series: Sequence[Floats], *, lanes: int 
 
 def _prepare(told: Told[NextValueOptions], _resumed: Path | None) -> Prepared:
     values = told.settings
-    if told.training.precision != "32-true":
-        raise ConfigurationError(
-            "next-value needs --precision 32-true: mixed precision would round the values it reads"
-        )
+    require_full_precision("next-value", told.training)
     training, validation = _series(told.data, told.valid, values)
-    # Series of one value each are of many kinds and share no name.
-    columns = training[0].columns if values.layout == "joint" else ("value",)
+    columns = values.columns_of(training[0])
     config = values.network(columns)
     task = NextValueTask([s.values for s in training], [s.values for s in validation], config, told.training, values)
     facts = {
@@ -194,14 +153,9 @@ def _prepare(told: Told[NextValueOptions], _resumed: Path | None) -> Prepared:
 
 def _series(data: list[str], valid: list[str], values: NextValueOptions) -> tuple[list[Series], list[Series]]:
     """Series to learn from and to validate on: files of their own, or the last tenth of every series."""
-    held_out = text.expand(valid)
-    paths = [path for path in text.expand(data) if path not in held_out]
-    if not paths:
-        raise DataError("every file to learn from is also one to validate on")
-    columns = names(values.columns)
-    training = read_series(paths, columns=columns, layout=values.layout)
-    if held_out:
-        return training, read_series(held_out, columns=columns, layout=values.layout)
+    training, validation = values.read(data, valid)
+    if validation:
+        return training, validation
     ends = [len(one.values) - len(one.values) // _LAST_PART for one in training]
     return (
         [replace(one, values=one.values[:end]) for one, end in zip(training, ends, strict=True)],

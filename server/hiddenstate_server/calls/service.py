@@ -31,6 +31,7 @@ _TASKS: dict[Task, pb.Task.ValueType] = {
     "next-word": pb.TASK_NEXT_WORD,
     "next-value": pb.TASK_NEXT_VALUE,
     "music": pb.TASK_MUSIC,
+    "forecasting": pb.TASK_FORECASTING,
 }
 _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
 
@@ -202,4 +203,5 @@ def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:
     else:
         message.values.columns.extend(info.columns)
         message.values.targets.extend(info.targets)
+        message.values.horizon = info.horizon
     return message

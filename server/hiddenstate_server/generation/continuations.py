@@ -194,8 +194,12 @@ class ValueContinuation(Continuation):
 
     def draw(self, _log_probabilities: FloatArray | None) -> None:
         """Takes the next value of every path."""
-        shape = (*self.outputs.locations.shape, UNIFORMS_PER_VALUE)
-        values = draw_values(self.outputs, self._temperature, self._random.random(shape))
+        next_step = self.outputs
+        if next_step.locations.ndim == 3:  # several steps ahead
+            surprises, locations, scales, freedom = next_step
+            next_step = ValueOutputs(surprises, locations[:, 0], scales[:, 0], freedom[:, 0])
+        shape = (*next_step.locations.shape, UNIFORMS_PER_VALUE)
+        values = draw_values(next_step, self._temperature, self._random.random(shape))
         self.inputs = values[:, self._places]
         told: DoubleArray = np.quantile(values, self._quantiles, axis=0) if self._quantiles else values
         self._values.append(told.astype("<f8", copy=False).tobytes())

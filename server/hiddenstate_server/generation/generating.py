@@ -57,6 +57,7 @@ class Generating:
             "next-word": self._words,
             "next-value": self._values,
             "music": self._notes,
+            "forecasting": self._values,
         }
         # Of those too whose turn in the session's chain has not come.
         self._rows = 0

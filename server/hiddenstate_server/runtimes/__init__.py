@@ -26,7 +26,7 @@ class WordOutputs(NamedTuple):
 
 
 class ValueOutputs(NamedTuple):
-    """Columns of a next-value step of n rows, in the sender's units."""
+    """Columns of a next-value step of n rows, in the sender's units; of a forecasting one [n, horizon, targets]."""
 
     surprises: FloatArray
     """[n], nats."""

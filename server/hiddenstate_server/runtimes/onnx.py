@@ -95,7 +95,7 @@ class OnnxWords:
 
 
 class OnnxValues:
-    """The graphs of a next-value model."""
+    """The graphs of a next-value or forecasting model."""
 
     def __init__(self, step: Path, sequence: Path | None, *, state_size: int, columns: int, precision: str) -> None:
         self.state_size = state_size

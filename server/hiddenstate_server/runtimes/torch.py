@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiddenstate_models.bundle import Bundle, NoteNetwork, ValueNetwork
+from hiddenstate_models.bundle import Bundle, NoteNetwork, SeriesShapes
 from hiddenstate_models.reference import ReferenceWordStep, reference_step
 from hiddenstate_server.runtimes import (
     FloatArray,
@@ -40,7 +40,7 @@ class TorchRuntime:
         self._module = reference_step(bundle).to(device)
         self._text = bundle.config.text
         network = bundle.network
-        self._columns = network.columns if isinstance(network, ValueNetwork) else 0
+        self._columns = network.columns if isinstance(network, SeriesShapes) else 0
         self._notes = network.notes if isinstance(network, NoteNetwork) else 0
         self._arguments = () if self._text is None else (min(top_k, len(bundle.vocabulary)),)
         self._graphs = {} if device == "cpu" else {size: self._capture(size) for size in _BUCKETS}

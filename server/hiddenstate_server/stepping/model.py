@@ -109,6 +109,8 @@ class ModelInfo:
     text: TextInfo | None = None
     columns: tuple[str, ...] = ()
     targets: tuple[int, ...] = ()
+    horizon: int = 1
+    """Steps ahead that values are predicted."""
     notes: NotesInfo | None = None
     digest: str = ""
     """Of the bundle: two bundles with the same one are the same."""

@@ -17,6 +17,7 @@ from hiddenstate_models.bundle import (
     SEQUENCE_FILE,
     STEP_FILE,
     Bundle,
+    ForecastNetwork,
     NoteNetwork,
 )
 from hiddenstate_models.errors import BundleError
@@ -163,5 +164,6 @@ def _info(bundle: Bundle) -> ModelInfo:
         ),
         columns=() if values is None else values.columns,
         targets=() if values is None else values.targets,
+        horizon=shapes.horizon if isinstance(shapes, ForecastNetwork) else 1,
         notes=NotesInfo(shapes.lowest, shapes.notes) if isinstance(shapes, NoteNetwork) else None,
     )
