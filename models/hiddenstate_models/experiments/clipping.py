@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from hiddenstate_models.experiments import plots, trained
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Listener, Outcome
 from hiddenstate_models.experiments.files import music_of, text_of
-from hiddenstate_models.experiments.wording import figures, spread
+from hiddenstate_models.experiments.wording import counted, figures, listed, spread
 
 _CHARACTERS, _NOTTINGHAM = "characters", "piano rolls"
 _CLIPPED, _FREE = "clipped", "not clipped"
 _PUBLISHED = {
-    (_CHARACTERS, _CLIPPED): "1.42 bits (PTB; Pascanu et al., 2013)",
-    (_CHARACTERS, _FREE): "1.50 bits (PTB; Pascanu et al., 2013)",
+    (_CHARACTERS, _CLIPPED): "0.98 (PTB, 1.42 bits; Pascanu et al., 2013)",
+    (_CHARACTERS, _FREE): "1.04 (PTB, 1.50 bits; Pascanu et al., 2013)",
     (_NOTTINGHAM, _CLIPPED): "3.48 (Nottingham; Pascanu et al., 2013)",
     (_NOTTINGHAM, _FREE): "3.80 (Nottingham; Pascanu et al., 2013)",
 }
@@ -50,12 +50,12 @@ class Clipping(Experiment):
         for group in groups:
             norms = [max(y for _, y in result.outcome.curves["gradient norm"]) for result in group.results]
             ends = group.scores(self.score)
-            parts = [f"end at {spread(ends)} nats"] if ends else []
+            parts = [f"at {spread(ends)} nats"] if ends else []
             if group.ended("diverged"):
-                parts.append(f"{group.ended('diverged')} of {len(group.results)} end with a loss that is no number")
+                parts.append(f"{group.ended('diverged')} with a loss that is no number")
             sentences.append(
-                f"On {group.arm.panel}, {len(group.results)} runs {group.arm.label} {' and '.join(parts)}; the largest "
-                f"norm of a gradient was {figures(median(norms))}."
+                f"On {group.arm.panel}, {counted(len(group.results), 'run')} {group.arm.label} ended "
+                f"{listed(parts)}; the largest norm of a gradient was {figures(median(norms))}."
             )
         return " ".join(sentences)
 

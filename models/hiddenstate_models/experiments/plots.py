@@ -8,7 +8,7 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hiddenstate_models.experiments.experiment import Group
 
@@ -39,13 +39,13 @@ def panels(groups: Sequence[Group], *views: View) -> Figure:
         for name in names:
             axes = next(grid)
             style(axes, title="" if row else name, ylabel=view.ylabel, xlabel="updates")
-            if view.log:
-                axes.set_yscale("log")
             for group in groups:
                 if group.arm.panel == name:
                     lines(axes, group, view.curve, colours[group.arm.label])
             for label, level in view.levels.get(name, {}).items():
                 level_line(axes, level, label)
+            if view.log:
+                log_scale(axes)
     for axes in grid:
         axes.set_axis_off()
     legend(figure, colours)
@@ -97,6 +97,17 @@ def style(axes: Axes, *, title: str, ylabel: str, xlabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_QUIET)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis that says plain numbers, more of them within a decade the fewer decades there are."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    between = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=between, numticks=20))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def level_line(axes: Axes, level: float, label: str) -> None:
