@@ -78,7 +78,7 @@ def _delay(panel: str) -> int:
 
 def _arm(name: str, delay: int, *, quick: bool) -> Arm:
     label, cells = _ARMS[name]
-    chrono = {"t_max": delay} if cells["initialisation"] == "chrono" else {}
+    chrono = {"t_max": delay * 3 // 2} if cells["initialisation"] == "chrono" else {}
     return Arm(
         name=f"T{delay}-{name}",
         panel=f"T = {delay}",
@@ -87,8 +87,14 @@ def _arm(name: str, delay: int, *, quick: bool) -> Arm:
         settings={
             "problem": "copy",
             "length": delay,
-            "cells": {**cells, **chrono, "hidden_sizes": [48 if quick else 128]},
-            "training": {"epochs": 5 if quick else 60, "lanes": 20, "learning_rate": 2e-3, "clip_norm": 1.0},
+            "cells": {**cells, **chrono, "hidden_sizes": [64]},
+            "training": {
+                "epochs": 5 if quick else 150,
+                "lanes": 16,
+                "learning_rate": 1e-2,
+                "clip_norm": 1.0,
+                "schedule": "cosine",
+            },
             "solved": memoryless(delay) / 100,
         },
     )
