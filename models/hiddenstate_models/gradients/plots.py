@@ -33,6 +33,7 @@ _FLOOR = 1e-12
 """What is less is drawn no more: float32 would have rounded it away long before."""
 _SMALLEST_SINGULAR = 1e-3
 _CEILING = 1e30
+_RARELY = 0.01
 _PLACES = 300
 """Along training, at which norms are drawn."""
 
@@ -103,16 +104,14 @@ def draw_comparison(found: Sequence[Findings], path: Path) -> None:
         axes.axhline(LEAST, color=_FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_xlabel("k, steps back")
         axes.set_ylabel("share of the gradient left (median and middle 80 %)")
-        farthest, nearest = (pick(found, key=lambda one: one.measurement.whole.factor) for pick in (max, min))
-        _head(figure, f"What is left of the gradient: {_halves(farthest)}, {_halves(nearest)}")
+        longest, shortest = (pick(found, key=lambda one: one.measurement.whole.factor) for pick in (max, min))
+        most, least = (number(one.measurement.whole.half_life) for one in (longest, shortest))
+        if longest.measurement.whole.factor < 1:
+            known = f"it halves every {most} steps in {longest.subject.name}, every {least} in {shortest.subject.name}"
+        else:
+            known = f"it does not shrink in {longest.subject.name}"
+        _head(figure, f"What is left of the gradient: {known}")
         figure.savefig(path, dpi=120, facecolor="white")
-
-
-def _halves(findings: Findings) -> str:
-    whole = findings.measurement.whole
-    if whole.factor >= 1:
-        return f"it does not shrink in {findings.subject.name}"
-    return f"it halves every {number(whole.half_life)} steps in {findings.subject.name}"
 
 
 def as_svg(panel: Panel) -> str:
@@ -232,8 +231,9 @@ def _gates(findings: Findings) -> Panel:
     most = max(gates, key=lambda gate: max(gate.shut, gate.open))
     often, state = (most.shut, "shut") if most.shut > most.open else (most.open, "wide open")
     where = f", layer {most.layer}" if many else ""
+    title = f"{most.name.capitalize()} gates{where}: {state} {share(often)} of the time"
     return Panel(
-        f"{most.name.capitalize()} gates{where}: {state} {share(often)} of the time",
+        title if often >= _RARELY else "No gate is shut or wide open for long",
         f"Share of gate values below {SHUT} and above {OPEN}, over all units, steps and sequences. A saturated gate "
         "passes no gradient to what steers it. For memory itself, a keeping gate (an LSTM's forget gate, a GRU's "
         "update gate) that is wide open is what lets a gradient live.",
@@ -253,17 +253,25 @@ def _norms(findings: Findings) -> Panel:
         highest = np.array([before[part].max() for part in parts])
         axes.fill_between(places, middle, highest, color=_FAINT, alpha=0.3, linewidth=0)
         axes.plot(places, middle, color=_INK, linewidth=1.3, label="before clipping (shaded up to the largest)")
-        axes.plot(
-            places, [np.median(after[part]) for part in parts], color=_MAIN, linewidth=1.3, label="after clipping"
-        )
+        if norms.clipped:
+            clipped = [np.median(after[part]) for part in parts]
+            axes.plot(places, clipped, color=_MAIN, linewidth=1.3, label="after clipping")
         axes.set_yscale("log")
+        decades = np.log10([max(after.min(), _FLOOR), highest.max()])
+        axes.set_ylim(0.8 * 10 ** np.floor(decades[0]), 1.25 * 10 ** np.ceil(decades[1]))
         axes.set_xlabel("update")
         axes.set_ylabel("norm of the gradient")
         _head(figure, title)
         axes.legend(frameon=False, fontsize=8)
 
+    if norms.clipped:
+        title = f"Clipping shortened {share(norms.clipped)} of the updates"
+    else:
+        title = (
+            f"No update was clipped; the largest norm is {number(max(norms.before) / norms.median)} times the median"
+        )
     return Panel(
-        f"Clipping shortened {share(norms.clipped)} of the updates",
+        title,
         "The global norm of the gradient through training, before and after clipping, as the run recorded it.",
         draw,
     )

@@ -97,12 +97,6 @@ def _against_explosion(subject: Subject, measurement: Measurement) -> Iterator[t
 def _for_more(subject: Subject, measurement: Measurement) -> Iterator[tuple[str, str]]:
     whole, norms = measurement.whole, measurement.norms
     k1, k2 = subject.settings.get("k1"), subject.settings.get("k2")
-    if k1 and k2 and k2 == subject.horizon and whole.steps > 2 * k2 and whole.left(2 * k2) > _PLENTY:
-        yield (
-            f"--k2 {2 * k2}",
-            f"{steps(2 * k2)} back, {share(whole.left(2 * k2))} of the gradient is still there, and training cuts it "
-            f"off at {k2}.",
-        )
     if norms.updates and norms.clipped > 0.5 and subject.settings.get("clip_norm"):
         yield (
             f"--clip-norm {number(norms.median)}",
@@ -112,4 +106,10 @@ def _for_more(subject: Subject, measurement: Measurement) -> Iterator[tuple[str,
         yield (
             f"--clip-norm {number(2 * norms.median)}",
             f"{norms.spikes:,} updates had ten times the usual norm.",
+        )
+    if k1 and k2 and k2 == subject.horizon and whole.steps > 2 * k2 and whole.left(2 * k2) > _PLENTY:
+        yield (
+            f"--k2 {2 * k2}",
+            f"{steps(2 * k2)} back, {share(whole.left(2 * k2))} of the gradient is still there, and training cuts it "
+            f"off at {k2}.",
         )

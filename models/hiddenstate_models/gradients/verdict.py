@@ -74,8 +74,9 @@ def _evidence(subject: Subject, measurement: Measurement) -> list[str]:
     norms = measurement.norms
     if norms.updates:
         sentences.append(
-            f"In training its norm was {number(norms.median)} (median of {len(norms.updates):,} updates) and at most "
-            f"{number(max(norms.before))}; clipping shortened {share(norms.clipped)} of the updates."
+            f"In training, the norm of the whole gradient was {number(norms.median)} (median of {len(norms.updates):,} "
+            f"updates) and at most {number(max(norms.before))}; {norms.spikes:,} updates had ten times the median or "
+            f"more, and clipping shortened {share(norms.clipped)} of them all."
         )
     return sentences
 
