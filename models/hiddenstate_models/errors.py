@@ -7,6 +7,7 @@ ModelError                    anything below
 |- ConfigurationError         settings that contradict each other or lie out of range
 |- DataError                  text or series that cannot be used
 `- TrainingError              training that cannot go on
+   `- DivergenceError         losses, gradients or weights that are no finite numbers any more
 """
 
 
@@ -36,3 +37,7 @@ class DataError(ModelError):
 
 class TrainingError(ModelError):
     """Training cannot go on."""
+
+
+class DivergenceError(TrainingError):
+    """Losses, gradients or weights are no finite numbers any more."""

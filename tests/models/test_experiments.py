@@ -85,7 +85,7 @@ def test_what_has_a_result_is_not_run_again(counting: Path, tmp_path: Path) -> N
     run("counting", tmp_path, arms="one")
     assert counting.read_text().split("\n") == ["one 0", "one 1", ""]
     said = run("counting", tmp_path, seeds=3)
-    assert "2 results are there, 4 to come" in said
+    assert "2 results there, 4 to come" in said
     assert counting.read_text().split("\n") == ["one 0", "one 1", "one 2", "two 0", "two 1", "two 2", ""]
     run("counting", tmp_path, seeds=3)
     assert len(counting.read_text().split()) == 12

@@ -14,7 +14,7 @@ from hiddenstate_models.experiments.catalog import EXPERIMENTS
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Result
 from hiddenstate_models.experiments.results import Results
 from hiddenstate_models.experiments.runner import Run, missing, run_all
-from hiddenstate_models.experiments.wording import figures
+from hiddenstate_models.experiments.wording import counted, figures
 
 
 def list_experiments(console: Console) -> None:
@@ -37,13 +37,15 @@ def run(
     report.save_settings(experiment, arms, folder)
     runs = missing(results, wanted, seeds)
     console.print(
-        f"{experiment.title}: {len(wanted)} arms, {seeds} seeds; {len(wanted) * seeds - len(runs)} results are there, "
-        f"{len(runs)} to come. Stopped, it goes on by the same command."
+        f"{experiment.title}: {counted(len(wanted), 'arm')} with {counted(seeds, 'seed')}; "
+        f"{counted(len(wanted) * seeds - len(runs), 'result')} there, {len(runs)} to come. "
+        "Stopped, it goes on by the same command.",
+        soft_wrap=True,
     )
     with _Bars(console) as bars:
-        for result in run_all(experiment, results, runs, jobs=jobs, watch=bars.show):
+        for number, result in enumerate(run_all(experiment, results, runs, jobs=jobs, watch=bars.show), start=1):
             bars.finished(result)
-            console.print(_line(experiment, result), highlight=False, soft_wrap=True)
+            console.print(f"{number}/{len(runs)}  {_line(experiment, result)}", highlight=False, soft_wrap=True)
     _report(experiment, arms, results, seeds, console)
 
 

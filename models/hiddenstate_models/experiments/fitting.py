@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hiddenstate_models.errors import TrainingError
+from hiddenstate_models.errors import DivergenceError
 from hiddenstate_models.experiments.experiment import Curve, Listener, Outcome
 from hiddenstate_models.training.loop import Progress, Task, Trainer, Update
 from hiddenstate_models.training.options import TrainingOptions
@@ -75,7 +75,7 @@ def fit(
     with _fast_zeros():
         try:
             trainer.fit(on_checkpoint=lambda _: None, on_best=lambda _: None, should_stop=is_solved)
-        except TrainingError:
+        except DivergenceError:
             return Outcome(ended="diverged", updates=trainer.progress.update, scores={}, curves=recorder.curves())
         network.eval()
         scores = dict(score(network)) if score else _best(trainer.progress)

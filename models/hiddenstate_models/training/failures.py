@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from hiddenstate_models.errors import TrainingError
+from hiddenstate_models.errors import DivergenceError, TrainingError
 from hiddenstate_models.training.options import TrainingOptions
 
 _HOST_MESSAGES = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -39,16 +39,16 @@ def check_finite(network: nn.Module, where: str) -> None:
     """Keeps weights that are no numbers from being saved.
 
     Raises:
-        TrainingError: some weight is not finite.
+        DivergenceError: some weight is not finite.
     """
     for name, parameter in network.named_parameters():
         if not parameter.isfinite().all():
             raise diverged(f"weights of {name} are no finite numbers any more {where}")
 
 
-def diverged(what: str) -> TrainingError:
+def diverged(what: str) -> DivergenceError:
     """The error for training that has left the realm of numbers."""
-    return TrainingError(
+    return DivergenceError(
         f"{what}. The last checkpoint is from before and kept: go on from it by --resume with a lower --learning-rate "
         "or a lower --clip-norm."
     )

@@ -192,7 +192,7 @@ class Trainer:
         `on_checkpoint` is called every `checkpoint_minutes`, after every epoch and before returning early.
 
         Raises:
-            TrainingError: the loss is no number any more; the last checkpoint is from before.
+            DivergenceError: the loss is no number any more; the last checkpoint is from before.
         """
         saved = time.monotonic()
         stopping = False
@@ -220,7 +220,7 @@ class Trainer:
         """The run as it stands.
 
         Raises:
-            TrainingError: some weight is no finite number.
+            DivergenceError: some weight is no finite number.
         """
         check_finite(self._network, f"at {self.progress.place}")
         states = cast(Tensor, self._fabric.all_gather(self._state))
