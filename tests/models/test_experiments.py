@@ -292,5 +292,5 @@ def test_conclusions_follow_the_results() -> None:
 
 def test_numbers_and_lists_in_words() -> None:
     assert [listed([]), listed(["a"]), listed(["a", "b", "c"])] == ["", "a", "a, b and c"]
-    assert [figures(0.16666), figures(5.3e-5), figures(0.0), figures(12345.6)] == ["0.167", "5.3e-05", "0", "12,346"]
-    assert [spread([]), spread([0.5]), spread([3, 1, 2])] == ["-", "0.5", "2 (1 to 3)"]
+    assert [figures(0.16666), figures(5.3e-5), figures(0.0), figures(12345.6)] == ["0.167", "5.3e-5", "0", "12,346"]
+    assert [spread([]), spread([0.5, 0.5]), spread([3, 1, 2])] == ["-", "0.5", "2 (1 to 3)"]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ class View:
     ylabel: str
     log: bool = False
     levels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Horizontal lines to compare with, by panel and name."""
+    """Horizontal lines to compare with, by panel and name; the first is named at its right end, others at the left."""
 
 
 def panels(groups: Sequence[Group], *views: View) -> Figure:
@@ -42,8 +43,8 @@ def panels(groups: Sequence[Group], *views: View) -> Figure:
             for group in groups:
                 if group.arm.panel == name:
                     lines(axes, group, view.curve, colours[group.arm.label])
-            for label, level in view.levels.get(name, {}).items():
-                level_line(axes, level, label)
+            for i, (label, level) in enumerate(view.levels.get(name, {}).items()):
+                level_line(axes, level, label, side="right" if i == 0 else "left")
             if view.log:
                 log_scale(axes)
     for axes in grid:
@@ -110,18 +111,19 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def level_line(axes: Axes, level: float, label: str) -> None:
-    """A horizontal line to compare with, named at its right end."""
+def level_line(axes: Axes, level: float, label: str, *, side: Literal["left", "right"]) -> None:
+    """A horizontal line to compare with, named at one of its ends."""
     axes.axhline(level, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
         label,
-        (1, level),
-        (0, 3),
+        (0.01 if side == "left" else 0.99, level),
+        (0, 4),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         fontsize=8,
         color="#57606a",
-        ha="right",
+        ha=side,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )
 
 

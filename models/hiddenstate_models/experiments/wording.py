@@ -16,12 +16,18 @@ def counted(number: int, name: str) -> str:
 
 def figures(number: float) -> str:
     """Three significant figures, small ones with an exponent."""
-    return f"{number:.1e}" if 0 < abs(number) < 1e-3 else f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"
+    return (
+        f"{number:.1e}".replace("e-0", "e-")
+        if 0 < abs(number) < 1e-3
+        else f"{number:.3g}"
+        if abs(number) < 1000
+        else f"{number:,.0f}"
+    )
 
 
 def spread(numbers: Sequence[float]) -> str:
     """The median with the smallest and the largest."""
     if not numbers:
         return "-"
-    middle = figures(median(numbers))
-    return middle if len(numbers) == 1 else f"{middle} ({figures(min(numbers))} to {figures(max(numbers))})"
+    low, middle, high = (figures(number) for number in (min(numbers), median(numbers), max(numbers)))
+    return middle if low == high else f"{middle} ({low} to {high})"
