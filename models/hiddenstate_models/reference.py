@@ -158,22 +158,19 @@ class ReferenceNoteStep(nn.Module):
 class ReferenceForecastStep(nn.Module):
     """Steps rows of a forecasting model; a row ends with what was predicted to be next, its location as an offset."""
 
-    targets: Tensor
-
     def __init__(self, network: ForecastingNetwork) -> None:
         super().__init__()
         self.network = network
         config = network.config
-        self.register_buffer("targets", torch.tensor(config.targets), persistent=False)
         self.parameters_each = PARAMETERS[config.distribution]
-        self.sizes = [network.state_size, self.parameters_each * len(self.targets)]
+        self.sizes = [network.state_size, self.parameters_each * len(config.targets)]
         self.scaling = slice(network.cells.state_size, network.cells.state_size + network.encoder.state_size)
 
     def forward(self, values: Tensor, states: Tensor) -> ValueStep:
         """values float64 [n, columns] with NaN where missing, states [n, state_size] -> [n, horizon, targets] ahead."""
         state, memory = states.split(self.sizes, dim=1)
         last = last_values(state[:, self.scaling].float(), self.network.config.columns)
-        surprises = _surprises((values - last)[:, self.targets], memory, self.parameters_each)
+        surprises = _surprises((values - last)[:, self.network.targets], memory, self.parameters_each)
         origins, state = self.network.step(values, state)
         prediction = Prediction(*(field.squeeze(0) for field in self.network.decode(origins)))
         anchors, units = origins.anchors[0].unsqueeze(1), origins.units[0].unsqueeze(1)

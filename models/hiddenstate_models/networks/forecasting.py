@@ -5,6 +5,7 @@ decoder, whose own predicted locations are its next inputs. A linear path from t
 a season before runs beside it, so that the recurrent part has only what they miss to learn (Lai et al., 2018).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -76,6 +77,8 @@ class ForecastingNetwork(nn.Module):
     def __init__(self, config: ForecastingConfig) -> None:
         super().__init__()
         self.config = config
+        self.targets: Tensor
+        self.register_buffer("targets", torch.tensor(config.targets), persistent=False)
         self.origins: int | None = None
         """How many steps of a sequence forecasts begin at, drawn at random; None: all of them."""
         targets, inputs = len(config.targets), (1 + len(config.seasons)) * len(config.targets)
@@ -100,35 +103,53 @@ class ForecastingNetwork(nn.Module):
     def forward(self, values: Tensor, state: Tensor) -> tuple[Origins, Tensor]:
         """values float64 [T, B, columns], state [B, state_size] -> where forecasts begin, state after the last."""
         if self.origins is None or self.origins >= len(values):
-            return self.read(values, state, torch.arange(len(values), device=values.device))
-        places = torch.randperm(len(values))[: self.origins].sort().values
-        return self.read(values, state, places.to(values.device))
+            return self.read(values, state)
+        return self.read(values, state, sorted(torch.randperm(len(values))[: self.origins].tolist()))
 
-    def read(self, values: Tensor, state: Tensor, places: Tensor) -> tuple[Origins, Tensor]:
-        """As `forward`, with forecasts that begin after the steps at `places`, int64 [S] in order."""
+    def read(self, values: Tensor, state: Tensor, places: Sequence[int] | None = None) -> tuple[Origins, Tensor]:
+        """As `forward`, with forecasts that begin after the steps at `places` [S], in order; None: after every one."""
+
+        def chosen(x: Tensor) -> Tensor:
+            return x if places is None else x[places]
+
         recurrent, scaling, moves = torch.split(state, self._sizes, dim=1)
         scaled, after = self.encoder(values, scaling)
-        history = self._history(moves, last_values(scaling, self.config.columns), scaled.anchors)
-        anchors, units = (field[..., list(self.config.targets)] for field in (scaled.anchors, scaled.units))
-        seasons = self.config.seasons
-        deviations = [self._before(history, units, season).neg() for season in seasons]
+        anchors, units = (field.index_select(-1, self.targets) for field in (scaled.anchors, scaled.units))
+        last = last_values(scaling, self.config.columns).index_select(-1, self.targets)
+        history = self._history(moves, last, anchors)
+        levels = F.pad(history.double().cumsum(0), (0, 0, 0, 0, 1, 0))
+        deviations = [self._before(levels, units, season).neg() for season in self.config.seasons]
         features = torch.cat([scaled.features.to(state.dtype), *(d.to(state.dtype).asinh() for d in deviations)], dim=2)
 
         states, done = [], 0
-        for place in (places + 1).tolist():
-            _, recurrent = self.cells(features[done:place], recurrent)
+        for place in range(len(values)) if places is None else places:
+            recurrent = self._advance(features[done : place + 1], recurrent)
             states.append(recurrent)
-            done = place
+            done = place + 1
         if done < len(values):
-            _, recurrent = self.cells(features[done:], recurrent)
+            recurrent = self._advance(features[done:], recurrent)
 
-        seasonal = [[self._before(history, units, lag)[places] for lag in lags] for lags in self.config.lags]
-        if not seasons:
-            seasonal = [[units.new_zeros(len(places), units.shape[1], 0, units.shape[2])]] * self.config.horizon
-        found = torch.stack([torch.stack(one, dim=2) if seasons else one[0] for one in seasonal])
-        origins = Origins(places, torch.stack(states), anchors[places], units[places], found.to(state.dtype))
+        none = chosen(units).unsqueeze(2)[:, :, :0]
+        seasonal = [
+            torch.cat([none, *(chosen(self._before(levels, units, lag)).unsqueeze(2) for lag in lags)], dim=2)
+            for lags in self.config.lags
+        ]
+        origins = Origins(
+            places=chosen(torch.arange(len(values), device=values.device)),
+            states=torch.stack(states),
+            anchors=chosen(anchors),
+            units=chosen(units),
+            seasonal=torch.stack(seasonal).to(state.dtype),
+        )
         moves = history[len(history) - self.config.memory :].transpose(0, 1).flatten(1)
         return origins, torch.cat([recurrent, after, moves.to(state.dtype)], dim=1)
+
+    def _advance(self, features: Tensor, recurrent: Tensor) -> Tensor:
+        """The encoder's state after features [T, B, features]."""
+        if len(features) == 1 and not self.training:
+            return self.cells.step(features[0], recurrent)[1]
+        after: Tensor = self.cells(features, recurrent)[1]
+        return after
 
     def decode(self, origins: Origins, truth: Tensor | None = None, share: float = 0.0) -> Prediction:
         """Forecasts [S, B, horizon, targets] in scaled units, each step from what was predicted for the one before.
@@ -165,15 +186,15 @@ class ForecastingNetwork(nn.Module):
 
     def _history(self, moves: Tensor, last: Tensor, anchors: Tensor) -> Tensor:
         """[memory + T, B, targets]: how far each target moved at each step; 0 if a value was missing or the first."""
-        targets = list(self.config.targets)
-        before = torch.cat([last[:, targets].unsqueeze(0), anchors[:-1, :, targets]])
-        now = (anchors[..., targets] - before).nan_to_num(0.0).float()
-        kept = moves.view(len(moves), self.config.memory, len(targets)).transpose(0, 1)
+        now = (anchors - torch.cat([last.unsqueeze(0), anchors[:-1]])).nan_to_num(0.0).float()
+        kept = moves.unflatten(1, (self.config.memory, -1)).transpose(0, 1) if self.config.memory else now[:0]
         return torch.cat([kept.to(now.dtype), now])
 
-    def _before(self, history: Tensor, units: Tensor, lag: int) -> Tensor:
-        """float64 [T, B, targets]: the value `lag` steps before each step, from the value at that step on, in units."""
-        levels = F.pad(history.double().cumsum(0), (0, 0, 0, 0, 1, 0))
+    def _before(self, levels: Tensor, units: Tensor, lag: int) -> Tensor:
+        """float64 [T, B, targets]: the value `lag` steps before each step, from the value at that step on, in units.
+
+        `levels` are sums of moves, [1 + memory + T, B, targets].
+        """
         now = levels[self.config.memory + 1 :]
         then = levels[self.config.memory + 1 - lag : len(levels) - lag]
         return ((then - now) / units).clamp(-LARGEST_RATIO, LARGEST_RATIO)

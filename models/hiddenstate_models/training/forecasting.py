@@ -150,7 +150,7 @@ def forecast_ends(network: ForecastingNetwork, series: Sequence[Floats], windows
             found |= {i: _nothing(config) for i in chosen}
             continue
         state = network.initial_state(len(chosen))
-        origins, _ = network.read(together.to(device), state, torch.tensor(every, device=device))
+        origins, _ = network.read(together.to(device), state, every)
         step, lane = torch.tensor(pairs, device=device).T
         picked = Origins(
             places=origins.places[:1],
