@@ -40,23 +40,26 @@ class ReferenceWordStep(nn.Module):
     def __init__(self, network: NextWordNetwork) -> None:
         super().__init__()
         self.network = network
-        self.sizes = [network.state_size, LOG_NORMALIZER_SIZE]
-        # The stack's output is the last layer's h: the first part of the last layer's state.
-        last = network.cells.row_sizes[-1]
-        self.output = slice(network.state_size - last, network.state_size - last + network.cells.output_size)
+        size = network.cells.output_size
+        # Where the state does not hold the stack's output, it is kept beside it.
+        kept = 0 if network.cells.holds_output else size
+        self.sizes = [network.state_size, kept, LOG_NORMALIZER_SIZE]
+        start = network.state_size if kept else network.state_size - network.cells.row_sizes[-1]
+        self.output = slice(start, start + size)
 
     def forward(self, tokens: Tensor, states: Tensor, k: int) -> WordStep:
         """tokens int64 [n], states [n, state_size] -> predictions of the tokens after them."""
-        state, log_normalizer = states.split(self.sizes, dim=1)
+        state, kept, log_normalizer = states.split(self.sizes, dim=1)
         head = self.network.head
-        logits = (head.matrix[tokens] * state[:, self.output]).sum(dim=1) + head.bias[tokens]
+        logits = (head.matrix[tokens] * states[:, self.output]).sum(dim=1) + head.bias[tokens]
         surprises = log_normalizer.squeeze(1) - logits
 
         outputs, state = self.network.step(tokens, state)
         logits = head(outputs)
         log_normalizer = logits.logsumexp(dim=1, keepdim=True)
         best, top_tokens = logits.topk(k, dim=1)
-        return WordStep(surprises, top_tokens, (best - log_normalizer).exp(), torch.cat((state, log_normalizer), dim=1))
+        row = torch.cat((state, outputs[:, : kept.shape[1]], log_normalizer), dim=1)
+        return WordStep(surprises, top_tokens, (best - log_normalizer).exp(), row)
 
 
 class ValueStep(NamedTuple):

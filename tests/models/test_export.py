@@ -157,6 +157,13 @@ def test_a_value_run_becomes_a_bundle(tmp_path: Path) -> None:
         export_source(run, tmp_path, ExportOptions(int8=True))
 
 
+def test_residual_connections_have_no_int8(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bound to quantise"):
+        random_bundle(tmp_path, "next-word", residual=True, int8=True)
+    bundle = random_bundle(tmp_path, "next-word", residual=True)
+    assert not export_source(bundle.folder, tmp_path, ExportOptions()).has_int8
+
+
 def test_a_bundle_exports_again_with_another_version_and_type(tmp_path: Path) -> None:
     first = random_bundle(tmp_path, "next-word", int8=True)
     second = export_source(first.folder, tmp_path, ExportOptions(dtype="float16", int8=False))
@@ -214,6 +221,15 @@ INT8_NETWORKS: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_sizes": [32, 32], "embedding_size": 32},
     "lstm-untied": {"hidden_sizes": [32, 16], "embedding_size": 24, "tied": False},
     "lstm-projected": {"hidden_sizes": [48, 32], "projection": 16, "embedding_size": 16},
+    "lstm-everything": {
+        "hidden_sizes": [32],
+        "embedding_size": 32,
+        "layer_norm": True,
+        "coupled": True,
+        "peepholes": True,
+    },
+    "jordan": {"cell": "jordan", "hidden_sizes": [32], "embedding_size": 32},
+    "none": {"cell": "none", "hidden_sizes": [32], "embedding_size": 32},
     "rnn-relu": {"cell": "rnn-relu", "hidden_sizes": [32, 32], "embedding_size": 32},
     "gru": {"cell": "gru", "hidden_sizes": [32, 32], "embedding_size": 32},
 }

@@ -103,7 +103,15 @@ def test_a_bundle_without_a_sequence_is_stepped_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "network", [{}, {"projection": 5, "tied": False}, {"cell": "gru", "hidden_sizes": [8, 6], "tied": False}]
+    "network",
+    [
+        {},
+        {"projection": 5, "tied": False},
+        {"cell": "gru", "hidden_sizes": [8, 6], "tied": False},
+        {"cell": "jordan", "hidden_sizes": [9], "projection": 8},
+        {"cell": "none"},
+        {"residual": True},
+    ],
 )
 @pytest.mark.parametrize("name", ["onnx", "torch"])
 def test_a_state_holds_the_whole_prediction(tmp_path: Path, name: Literal["onnx", "torch"], network: Any) -> None:

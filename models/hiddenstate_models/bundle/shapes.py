@@ -17,8 +17,22 @@ FEATURES = 7
 
 Shape = tuple[int, ...]
 
-_GATES = {"rnn-tanh": 1, "rnn-relu": 1, "lstm": 4, "gru": 3}
-_NAMES = {"rnn-tanh": "Elman network (tanh)", "rnn-relu": "Elman network (ReLU)", "lstm": "LSTM", "gru": "GRU"}
+_GATES = {"none": 1, "rnn-tanh": 1, "rnn-relu": 1, "jordan": 1, "lstm": 4, "gru": 3}
+_NAMES = {
+    "none": "Feed-forward network",
+    "rnn-tanh": "Elman network (tanh)",
+    "rnn-relu": "Elman network (ReLU)",
+    "jordan": "Jordan network",
+    "lstm": "LSTM",
+    "gru": "GRU",
+}
+_RECURRENT_UNITS = ("rnn-tanh", "rnn-relu", "lstm", "gru")
+_CELLS_THAT_HAVE = {
+    "projection": ("lstm", "jordan"),
+    "layer_norm": _RECURRENT_UNITS,
+    "peepholes": ("lstm",),
+    "coupled": ("lstm",),
+}
 
 
 class CellShapes(BaseModel):
@@ -26,27 +40,46 @@ class CellShapes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cell: Literal["rnn-tanh", "rnn-relu", "lstm", "gru"]
+    cell: Literal["none", "rnn-tanh", "rnn-relu", "jordan", "lstm", "gru"]
     hidden_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     projection: PositiveInt | None = None
+    layer_norm: bool = False
+    peepholes: bool = False
+    coupled: bool = False
+    residual: bool = False
 
     # These tell how the weights were learnt and change no shape.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    variational: bool = False
+    weight_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     initialisation: Literal["default", "uniform", "orthogonal", "identity", "chrono"] = "default"
     t_max: PositiveInt = 100
     forget_bias: float = 1.0
 
     @model_validator(mode="after")
     def _check_cell(self) -> Self:
-        if self.projection and self.cell != "lstm":
-            raise ValueError(f"projection is for LSTMs; the cell is {self.cell}")
+        for option, cells in _CELLS_THAT_HAVE.items():
+            if getattr(self, option) and self.cell not in cells:
+                raise ValueError(f"{option} is for {' and '.join(cells)}; the cell is {self.cell}")
+        if self.cell == "jordan" and len(self.hidden_sizes) > 1:
+            raise ValueError("a Jordan network has one hidden layer")
+        if self.residual and len(set(self.output_sizes)) > 1:
+            raise ValueError(f"residual connections need layers of one size, not {self.output_sizes}")
         return self
 
     @property
     def description(self) -> str:
-        """For people: "LSTM with 256 and 256 units"."""
-        projection = f", projected to {self.projection}" if self.projection else ""
-        return f"{_NAMES[self.cell]} with {' and '.join(map(str, self.hidden_sizes))} units{projection}"
+        """For people: "LSTM with 256 and 256 units, layer-normalised"."""
+        parts = [f"{_NAMES[self.cell]} with {' and '.join(map(str, self.hidden_sizes))} units"]
+        if self.projection:
+            parts.append(f"projected to {self.projection}")
+        names = {
+            "layer_norm": "layer-normalised",
+            "peepholes": "with peepholes",
+            "coupled": "its input and forget gates coupled",
+            "residual": "with residual connections",
+        }
+        return ", ".join(parts + [name for option, name in names.items() if getattr(self, option)])
 
     @property
     def output_size(self) -> int:
@@ -61,9 +94,11 @@ class CellShapes(BaseModel):
     @property
     def row_sizes(self) -> list[int]:
         """Floats in each layer's part of the recurrent state; a part begins with the layer's output."""
+        if self.cell == "none":
+            return [0] * len(self.hidden_sizes)
         if self.cell == "lstm":
             return [output + size for output, size in zip(self.output_sizes, self.hidden_sizes, strict=True)]
-        return list(self.hidden_sizes)
+        return self.output_sizes
 
     @property
     def state_size(self) -> int:
@@ -77,22 +112,43 @@ class CellShapes(BaseModel):
         return [slice(start, start + size) for start, size in zip(starts, self.output_sizes, strict=False)]
 
     @property
+    def holds_output(self) -> bool:
+        """Whether the stack's output can be read out of the recurrent state."""
+        return self.cell != "none" and not (self.residual and len(self.hidden_sizes) > 1)
+
+    @property
     def bounded(self) -> bool:
         """Whether no layer's output ever leaves [-1, 1]."""
-        return self.cell != "rnn-relu" and not self.projection
+        return self.cell not in ("rnn-relu", "jordan") and not self.projection and not self.residual
 
     def cell_tensors(self, input_size: int, stack: str = "cells") -> dict[str, Shape]:
         """Names and shapes of a stack's recurrent weights."""
-        gates = _GATES[self.cell]
+        gates = _GATES[self.cell] - self.coupled
         shapes: dict[str, Shape] = {}
         for layer, (size, output) in enumerate(zip(self.hidden_sizes, self.output_sizes, strict=True)):
             prefix = f"{stack}.layers.{layer}."
             shapes[prefix + "weight_ih_l0"] = (gates * size, input_size)
-            shapes[prefix + "weight_hh_l0"] = (gates * size, output)
-            shapes[prefix + "bias_ih_l0"] = shapes[prefix + "bias_hh_l0"] = (gates * size,)
-            if self.projection:
-                shapes[prefix + "weight_hr_l0"] = (self.projection, size)
+            shapes[prefix + "bias_ih_l0"] = (gates * size,)
+            if self.cell != "none":
+                shapes[prefix + "weight_hh_l0"] = (gates * size, output)
+                shapes[prefix + "bias_hh_l0"] = (gates * size,)
+            if self.projection or self.cell == "jordan":
+                shapes[prefix + "weight_hr_l0"] = (output, size)
+            if self.cell == "jordan":
+                shapes[prefix + "bias_hr_l0"] = (output,)
+            if self.layer_norm:
+                shapes |= {prefix + name: shape for name, shape in self._norm_tensors(gates, size).items()}
+            if self.peepholes:
+                shapes[prefix + "peephole_l0"] = (gates - 1, size)
             input_size = output
+        return shapes
+
+    def _norm_tensors(self, gates: int, size: int) -> dict[str, Shape]:
+        if self.cell not in ("lstm", "gru"):
+            return {"norm_hh_l0": (size,)}
+        shapes: dict[str, Shape] = {"norm_ih_l0": (gates * size,), "norm_hh_l0": (gates * size,)}
+        if self.cell == "lstm":
+            shapes |= {"norm_ch_l0": (size,), "bias_ch_l0": (size,)}
         return shapes
 
 
@@ -106,8 +162,18 @@ class WordNetwork(CellShapes):
 
     @property
     def served_state_size(self) -> int:
-        """Floats in a session's row: the recurrent state and the log-normaliser of the next prediction."""
-        return self.state_size + LOG_NORMALIZER_SIZE
+        """Floats in a session's row: the recurrent state, the output if that does not hold it, the log-normaliser."""
+        return self.state_size + self.kept_output_size + LOG_NORMALIZER_SIZE
+
+    @property
+    def kept_output_size(self) -> int:
+        """Floats of the stack's output that a row has beside the recurrent state."""
+        return 0 if self.holds_output else self.output_size
+
+    @property
+    def output(self) -> slice:
+        """Where a session's row has the stack's output, from which the next word is predicted."""
+        return self.outputs[-1] if self.holds_output else slice(self.state_size, self.state_size + self.output_size)
 
     def tensors(self) -> dict[str, Shape]:
         """Names and shapes of every weight."""

@@ -6,11 +6,11 @@ from typing import Any, Literal, Self, TypeAlias
 
 from hiddenstate_models.errors import ConfigurationError
 
-Cell: TypeAlias = Literal["rnn-tanh", "rnn-relu", "lstm", "gru"]
+Cell: TypeAlias = Literal["none", "rnn-tanh", "rnn-relu", "jordan", "lstm", "gru"]
 Initialisation: TypeAlias = Literal["default", "uniform", "orthogonal", "identity", "chrono"]
 
-_ELMAN = ("rnn-tanh", "rnn-relu")
-_GATED = ("lstm", "gru")
+_ELMAN: tuple[Cell, ...] = ("rnn-tanh", "rnn-relu")
+_GATED: tuple[Cell, ...] = ("lstm", "gru")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,21 @@ class CellOptions:
     hidden_sizes: tuple[int, ...]
     """Units of each layer."""
     projection: int | None = None
-    """Size that each LSTM layer's output is projected to (Sak et al., 2014)."""
+    """Size of each LSTM layer's projected output (Sak et al., 2014), or of a Jordan network's output."""
+    layer_norm: bool = False
+    """Normalise what reaches the units at every step (Ba et al., 2016)."""
+    peepholes: bool = False
+    """Let an LSTM's gates see its cells (Gers & Schmidhuber, 2000)."""
+    coupled: bool = False
+    """Let an LSTM's input gates be 1 - its forget gates (Greff et al., 2017)."""
+    residual: bool = False
+    """Add each layer's input to its output, but for the first layer's (He et al., 2016)."""
     dropout: float = 0.0
     """Between layers; networks apply it to the stack's input and output too."""
+    variational: bool = False
+    """Drop the same units at every step of a sequence (Gal & Ghahramani, 2016)."""
+    weight_dropout: float = 0.0
+    """Share of the recurrent weights dropped for each sequence (Merity et al., 2018)."""
     initialisation: Initialisation = "default"
     """How weights start; see `initialisation`."""
     t_max: int = 100
@@ -40,22 +52,35 @@ class CellOptions:
             raise ConfigurationError(
                 f"hidden sizes must name at least one layer of at least one unit, not {self.hidden_sizes}"
             )
-        self._require(self.projection is None or self.cell == "lstm", "projection is for LSTMs")
+        self._require(self.projection is None, "projection is for LSTMs and Jordan networks", "lstm", "jordan")
         if self.projection is not None and self.projection < 1:
             raise ConfigurationError(f"projection must be at least 1, not {self.projection}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"dropout must be at least 0 and below 1, not {self.dropout}")
-        if self.initialisation == "identity":
-            self._require(self.cell in _ELMAN, "identity initialisation is for rnn-tanh and rnn-relu")
-        if self.initialisation == "chrono":
-            self._require(self.cell in _GATED, "chrono initialisation is for LSTMs and GRUs")
+        self._require(not self.layer_norm, "layer normalisation is for recurrent hidden units", *_ELMAN, *_GATED)
+        self._require(not self.peepholes, "peepholes are for LSTMs", "lstm")
+        self._require(not self.coupled, "coupled gates are for LSTMs", "lstm")
+        self._require(not self.weight_dropout, "weight dropout is for recurrent weights", *_ELMAN, *_GATED, "jordan")
+        if self.cell == "jordan" and len(self.hidden_sizes) > 1:
+            raise ConfigurationError("a Jordan network has one hidden layer")
+        if self.residual and len(set(self.output_sizes)) > 1:
+            raise ConfigurationError(f"residual connections need layers of one size, not {self.output_sizes}")
+        for name in ("dropout", "weight_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        identity, chrono = (self.initialisation == kind for kind in ("identity", "chrono"))
+        self._require(not identity, "identity initialisation is for rnn-tanh and rnn-relu", *_ELMAN)
+        self._require(not chrono, "chrono initialisation is for LSTMs and GRUs", *_GATED)
         if self.t_max < 3:
             raise ConfigurationError(f"t_max must be at least 3 steps, not {self.t_max}")
 
     @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """Width of each layer's output."""
+        return tuple(self.projection or size for size in self.hidden_sizes)
+
+    @property
     def output_size(self) -> int:
         """Width of the stack's output."""
-        return self.projection or self.hidden_sizes[-1]
+        return self.output_sizes[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -69,6 +94,6 @@ class CellOptions:
         }
         return cls(**values)
 
-    def _require(self, holds: bool, what: str) -> None:
-        if not holds:
+    def _require(self, absent: bool, what: str, *cells: Cell) -> None:
+        if not absent and self.cell not in cells:
             raise ConfigurationError(f"{what}; the cell is {self.cell}")

@@ -1,26 +1,23 @@
 """Layers of one kind of cell."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenstate_models.cells.elman import Elman
-from hiddenstate_models.cells.gru import GRU
+from hiddenstate_models.cells.elman import Elman, NormalisedElman
+from hiddenstate_models.cells.feedforward import FeedForward
+from hiddenstate_models.cells.gru import GRU, NormalisedGRU
 from hiddenstate_models.cells.initialisation import initialise
+from hiddenstate_models.cells.jordan import Jordan
 from hiddenstate_models.cells.layer import Layer, LayerSteps
-from hiddenstate_models.cells.lstm import LSTM
-from hiddenstate_models.cells.options import Cell, CellOptions
+from hiddenstate_models.cells.lstm import LSTM, CoupledLSTM, ExtendedLSTM
+from hiddenstate_models.cells.options import CellOptions
 
-_LAYERS: Mapping[Cell, Callable[[int, int, CellOptions], Layer]] = {
-    "rnn-tanh": Elman,
-    "rnn-relu": Elman,
-    "lstm": LSTM,
-    "gru": GRU,
-}
+_Maker: TypeAlias = Callable[[int, int, CellOptions], Layer]
 
 
 class RecurrentStack(nn.Module):
@@ -30,7 +27,7 @@ class RecurrentStack(nn.Module):
         super().__init__()
         self.input_size = input_size
         self.options = options
-        make, size = _LAYERS[options.cell], input_size
+        make, size = _maker(options), input_size
         layers: list[Layer] = []
         for hidden_size in options.hidden_sizes:
             layers.append(make(size, hidden_size, options))
@@ -39,6 +36,8 @@ class RecurrentStack(nn.Module):
         self.output_size = size
         self.row_sizes = [layer.row_size for layer in layers]
         self.state_size = sum(self.row_sizes)
+        self.holds_output = self.row_sizes[-1] > 0 and not (options.residual and len(layers) > 1)
+        """Whether a state begins its last layer's part with the stack's output."""
         self._recorded: list[LayerSteps] | None = None
         self.reset_parameters()
 
@@ -51,26 +50,47 @@ class RecurrentStack(nn.Module):
         """Zeros [batch, state_size], on the weights' device and in their dtype."""
         return next(self.parameters()).new_zeros(batch, self.state_size)
 
-    def forward(self, sequence: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """sequence [T, B, input], state [B, state_size] -> outputs [T, B, output], state after the last step."""
+    def forward(self, sequence: Tensor, state: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """sequence [T, B, input], state [B, state_size] -> outputs [T, B, output], state after the last step.
+
+        targets [T, B, output] teach a Jordan network: what each step's output should have been, for the next to read.
+        """
         rows = []
-        for depth, (layer, row) in enumerate(zip(self.layers, torch.split(state, self.row_sizes, dim=1), strict=True)):
-            if depth:
-                sequence = F.dropout(sequence, self.options.dropout, self.training)
-            if self._recorded is None:
-                sequence, row = cast(Layer, layer).sequence(sequence, row)
-            else:
-                sequence, row = _step_by_step(cast(Layer, layer), sequence, row, self._recorded)
+        for depth, (layer, row) in enumerate(self._layers(state)):
+            inputs = self.drop(sequence) if depth else sequence
+            outputs, row = self._advance(layer, inputs, row, targets)
+            sequence = outputs + sequence if depth and self.options.residual else outputs
             rows.append(row)
         return sequence, torch.cat(rows, dim=1)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, input], state [B, state_size] -> output [B, output], state; no dropout: this is for serving."""
         rows = []
-        for layer, row in zip(self.layers, torch.split(state, self.row_sizes, dim=1), strict=True):
-            x, row = cast(Layer, layer).step(x, row)
+        for depth, (layer, row) in enumerate(self._layers(state)):
+            output, row = layer.step(x, row)
+            x = output + x if depth and self.options.residual else output
             rows.append(row)
         return x, torch.cat(rows, dim=1)
+
+    def drop(self, sequence: Tensor) -> Tensor:
+        """Dropout on [T, B, size] in training; variational, it drops the same units at every step."""
+        options = self.options
+        if not options.variational or not self.training:
+            return F.dropout(sequence, options.dropout, self.training)
+        return sequence * F.dropout(torch.ones_like(sequence[:1]), options.dropout)
+
+    def _layers(self, state: Tensor) -> Iterator[tuple[Layer, Tensor]]:
+        return zip(cast(list[Layer], self.layers), torch.split(state, self.row_sizes, dim=1), strict=True)
+
+    def _advance(self, layer: Layer, inputs: Tensor, row: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self._recorded is not None:
+            return _step_by_step(layer, inputs, row, self._recorded)
+        weight_hh: Tensor | None = None
+        if self.options.weight_dropout and self.training:
+            weight_hh = F.dropout(layer.get_parameter("weight_hh_l0"), self.options.weight_dropout)
+        if targets is not None:
+            return cast(Jordan, layer).taught(inputs, row, targets, weight_hh)
+        return layer.sequence(inputs, row, weight_hh)
 
     @contextmanager
     def recording(self) -> Iterator[list[LayerSteps]]:
@@ -88,9 +108,28 @@ class RecurrentStack(nn.Module):
 
 
 def _step_by_step(layer: Layer, inputs: Tensor, row: Tensor, recorded: list[LayerSteps]) -> tuple[Tensor, Tensor]:
+    if not layer.row_size:
+        return layer.sequence(inputs, row)
     rows = [row]
     for x in inputs:
         _, row = layer.step(x, row)
         rows.append(row)
     recorded.append(LayerSteps(layer, inputs, rows))
     return torch.stack([row[:, : layer.output_size] for row in rows[1:]]), row
+
+
+def _maker(options: CellOptions) -> _Maker:
+    """What makes the layers of these options: those with fused kernels where they can do it."""
+    match options.cell:
+        case "none":
+            return FeedForward
+        case "jordan":
+            return Jordan
+        case "lstm" if options.coupled:
+            return CoupledLSTM
+        case "lstm":
+            return ExtendedLSTM if options.layer_norm or options.peepholes else LSTM
+        case "gru":
+            return NormalisedGRU if options.layer_norm else GRU
+        case _:
+            return NormalisedElman if options.layer_norm else Elman

@@ -81,7 +81,7 @@ def add_int8_step(folder: Path, network: WordNetwork, text: TextSettings, probe:
         input=float(np.abs(weights["encoder.weight"]).max()),
         unbounded=_largest_output(network, expected.states),
     )
-    matrices = {name: array for name, array in weights.items() if array.ndim == 2}
+    matrices = {name: array for name, array in weights.items() if array.ndim == 2 and "weight" in name}
     if not network.tied:
         del matrices["encoder.weight"]  # an embedding is no product
     save_file(quantised(matrices), folder / INT8_WEIGHTS_FILE)

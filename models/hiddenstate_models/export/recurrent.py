@@ -9,9 +9,12 @@ from functools import partial
 from typing import NamedTuple
 
 from hiddenstate_models.bundle import CellShapes
-from hiddenstate_models.export.graph import GraphBuilder, Tensor
+from hiddenstate_models.export.graph import GraphBuilder, Rows, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
 from hiddenstate_models.export.traversal import State, Traversal
+
+_NORM_EPSILON = 1e-5
+"""torch's own."""
 
 
 class _Layer(NamedTuple):
@@ -19,15 +22,31 @@ class _Layer(NamedTuple):
 
     graph: GraphBuilder
     products: Products
+    cells: CellShapes
     prefix: str
     units: int
     limit: float
     """Of its output."""
 
-    def weight(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+    def weight(self, name: str, rows: Rows = None) -> Tensor:
         return self.graph.weight(self.prefix + name, rows)
 
-    def product(self, x: Operand, name: str, addend: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+    def bias(self, rows: Rows = None) -> Tensor:
+        """Of input and state together."""
+        return self.graph.node("Add", self.weight("bias_ih_l0", rows), self.weight("bias_hh_l0", rows))
+
+    def norm(self, x: Tensor, name: str, rows: Rows = None) -> Tensor:
+        """Layer normalisation of x [n, size] with a gain and no offset."""
+        return self.graph.node("LayerNormalization", x, self.weight(name, rows), axis=-1, epsilon=_NORM_EPSILON)
+
+    def contribution(self, x: Operand, kind: str, addend: Tensor, rows: Rows = None) -> Tensor:
+        """What the input ("ih") or the state ("hh") contributes to gates, normalised where cells are, + addend."""
+        if not self.cells.layer_norm:
+            return self.product(x, f"weight_{kind}_l0", addend, rows)
+        product = self.product(x, f"weight_{kind}_l0", self.graph.number(0.0), rows)
+        return self.graph.node("Add", self.norm(product, f"norm_{kind}_l0", rows), addend)
+
+    def product(self, x: Operand, name: str, addend: Tensor, rows: Rows = None) -> Tensor:
         return self.products.linear(self.graph, x, self.prefix + name, addend, rows)
 
 
@@ -41,9 +60,11 @@ class _Cell(NamedTuple):
 
 
 def split_state(graph: GraphBuilder, cells: CellShapes, row: Tensor) -> list[tuple[Tensor, ...]]:
-    """The recurrent state [n, state_size] as one tuple per layer: (h, c) of an LSTM, (h,) of the others."""
+    """The recurrent state [n, state_size] as one tuple per layer: (h, c) of an LSTM, (h,) of others, () of none."""
+    if cells.cell == "none":
+        return [()] * len(cells.hidden_sizes)
     if cells.cell != "lstm":
-        return [(h,) for h in graph.split(row, *cells.hidden_sizes)]
+        return [(h,) for h in graph.split(row, *cells.row_sizes)]
     sizes = [width for pair in zip(cells.output_sizes, cells.hidden_sizes, strict=True) for width in pair]
     pieces = graph.split(row, *sizes)
     return list(zip(pieces[::2], pieces[1::2], strict=True))
@@ -64,46 +85,80 @@ def stack(
     limit = limits.output(cells)
     after = []
     for number, before in enumerate(state):
-        layer = _Layer(graph, products, f"{name}.layers.{number}.", cells.hidden_sizes[number], limit)
-        output, now = traversal.through(graph, partial(cell.advance, layer), cell.project(layer, x), before)
+        layer = _Layer(graph, products, cells, f"{name}.layers.{number}.", cells.hidden_sizes[number], limit)
+        output, *inputs = cell.project(layer, x)
+        now: State = ()
+        if before:
+            output, now = traversal.through(graph, partial(cell.advance, layer), [output, *inputs], before)
         after.append(tuple(now))
-        x = Operand(output, limit)
+        x = Operand(graph.node("Add", output, x.tensor) if number and cells.residual else output, limit)
     return x, after
 
 
-def _all_gates(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
-    bias = layer.graph.node("Add", layer.weight("bias_ih_l0"), layer.weight("bias_hh_l0"))
-    return (layer.product(x, "weight_ih_l0", bias),)
+def _inputs(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
+    return (layer.contribution(x, "ih", layer.bias()),)
+
+
+def _without_memory(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
+    return (layer.graph.node("Tanh", layer.product(x, "weight_ih_l0", layer.weight("bias_ih_l0"))),)
+
+
+def _nothing(_layer: _Layer, _inputs: Sequence[Tensor], _state: State) -> tuple[Tensor, ...]:
+    return ()
+
+
+def _elman_inputs(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
+    # normalised is the sum of both contributions
+    addend = layer.graph.number(0.0) if layer.cells.layer_norm else layer.bias()
+    return (layer.product(x, "weight_ih_l0", addend),)
 
 
 def _elman(function: str) -> _Cell:
     def advance(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
         (from_x,), (h,) = inputs, state
         affine = layer.product(Operand(h, layer.limit), "weight_hh_l0", from_x)
+        if layer.cells.layer_norm:
+            affine = layer.graph.node("Add", layer.norm(affine, "norm_hh_l0"), layer.bias())
         return (layer.graph.node(function, affine),)
 
-    return _Cell(_all_gates, advance)
+    return _Cell(_elman_inputs, advance)
+
+
+def _jordan(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
+    (from_x,), (output,) = inputs, state
+    h = layer.graph.node("Tanh", layer.product(Operand(output, layer.limit), "weight_hh_l0", from_x))
+    return (layer.product(Operand(h, 1.0), "weight_hr_l0", layer.weight("bias_hr_l0")),)
 
 
 def _lstm(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
-    graph, units, (from_x,), (h, c) = layer.graph, layer.units, inputs, state
-    gates = layer.product(Operand(h, layer.limit), "weight_hh_l0", from_x)
-    i, f, g, o = graph.split(gates, units, units, units, units)
-    kept = graph.node("Mul", graph.node("Sigmoid", f), c)
-    added = graph.node("Mul", graph.node("Sigmoid", i), graph.node("Tanh", g))
-    c = graph.node("Add", kept, added)
-    output = graph.node("Mul", graph.node("Sigmoid", o), graph.node("Tanh", c))
-    if graph.holds(layer.prefix + "weight_hr_l0"):
-        output = layer.product(Operand(output, 1.0), "weight_hr_l0", graph.number(0.0))
+    node, cells, (from_x,), (h, c) = layer.graph.node, layer.cells, inputs, state
+    gates = layer.contribution(Operand(h, layer.limit), "hh", from_x)
+    *inner, g, o = layer.graph.split(gates, *[layer.units] * (3 if cells.coupled else 4))
+    opened = [node("Sigmoid", _peeped(layer, gate, place, c)) for place, gate in enumerate(inner)]
+    candidate, forget = node("Tanh", g), opened[-1]
+    if cells.coupled:
+        c = node("Add", candidate, node("Mul", forget, node("Sub", c, candidate)))
+    else:
+        c = node("Add", node("Mul", forget, c), node("Mul", opened[0], candidate))
+    o = node("Sigmoid", _peeped(layer, o, len(inner), c))
+    shown = node("Add", layer.norm(c, "norm_ch_l0"), layer.weight("bias_ch_l0")) if cells.layer_norm else c
+    output = node("Mul", o, node("Tanh", shown))
+    if cells.projection:
+        output = layer.product(Operand(output, 1.0), "weight_hr_l0", layer.graph.number(0.0))
     return output, c
+
+
+def _peeped(layer: _Layer, gate: Tensor, place: int, c: Tensor) -> Tensor:
+    if not layer.cells.peepholes:
+        return gate
+    return layer.graph.node("Add", gate, layer.graph.node("Mul", layer.weight("peephole_l0", (place, place + 1)), c))
 
 
 def _gru_inputs(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
     gates, candidate = _gru_rows(layer)
-    gates_bias = layer.graph.node("Add", layer.weight("bias_ih_l0", gates), layer.weight("bias_hh_l0", gates))
     return (
-        layer.product(x, "weight_ih_l0", gates_bias, gates),
-        layer.product(x, "weight_ih_l0", layer.weight("bias_ih_l0", candidate), candidate),
+        layer.contribution(x, "ih", layer.bias(gates), gates),
+        layer.contribution(x, "ih", layer.weight("bias_ih_l0", candidate), candidate),
     )
 
 
@@ -112,9 +167,9 @@ def _gru(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor,
     gates_from_x, from_x = inputs
     gates, candidate = _gru_rows(layer)
     operand = Operand(h, layer.limit)
-    both = layer.product(operand, "weight_hh_l0", gates_from_x, gates)
+    both = layer.contribution(operand, "hh", gates_from_x, gates)
     r, z = graph.split(graph.node("Sigmoid", both), units, units)
-    from_h = layer.product(operand, "weight_hh_l0", layer.weight("bias_hh_l0", candidate), candidate)
+    from_h = layer.contribution(operand, "hh", layer.weight("bias_hh_l0", candidate), candidate)
     n = graph.node("Tanh", graph.node("Add", from_x, graph.node("Mul", r, from_h)))
     change = graph.node("Mul", z, graph.node("Sub", h, n))
     return (graph.node("Add", n, change),)
@@ -126,8 +181,10 @@ def _gru_rows(layer: _Layer) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 _CELLS: Mapping[str, _Cell] = {
+    "none": _Cell(_without_memory, _nothing),
     "rnn-tanh": _elman("Tanh"),
     "rnn-relu": _elman("Relu"),
-    "lstm": _Cell(_all_gates, _lstm),
+    "jordan": _Cell(_inputs, _jordan),
+    "lstm": _Cell(_inputs, _lstm),
     "gru": _Cell(_gru_inputs, _gru),
 }

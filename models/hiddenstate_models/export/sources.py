@@ -41,7 +41,7 @@ class ExportOptions:
     dtype: Literal["float16", "float32"] | None = None
     """None: float16 for words, whose weights are many, float32 for values."""
     int8: bool | None = None
-    """None: for words."""
+    """None: for words, where it can be."""
     data: Sequence[str] = ()
     """Lines for the card on where the data comes from and under which licence."""
     licence: str | None = None
@@ -73,7 +73,7 @@ def export_source(source: Path, models: Path, options: ExportOptions) -> Bundle:
         models,
         contents,
         dtype=options.dtype or ("float16" if is_text else "float32"),
-        int8=is_text if options.int8 is None else options.int8,
+        int8=is_text and not contents.network.get("residual") if options.int8 is None else options.int8,
         probe=probe,
     )
 

@@ -17,18 +17,22 @@ def word_graph(
 ) -> ModelProto:
     """The graph `tokens, states, k -> surprises, top_tokens, top_probabilities, next_states`.
 
-    A row of states is the recurrent state and the log-normaliser of the logits predicted from it, so that the
-    surprise of the next token takes one row of the output layer. limits bound what int8 products multiply.
+    A row of states is the recurrent state, the stack's output where that does not hold it, and the log-normaliser
+    of the logits predicted from it, so that the surprise of the next token takes one row of the output layer. limits
+    bound what int8 products multiply.
     """
     head = _Head(graph, network, products, limits)
-    recurrent, log_normalizer = graph.split("states", network.state_size, LOG_NORMALIZER_SIZE)
+    kept_size = network.kept_output_size
+    recurrent, kept, log_normalizer = graph.split("states", network.state_size, kept_size, LOG_NORMALIZER_SIZE)
     state = split_state(graph, network, recurrent)
     embedded = Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"), limits.input)
     output, after = stack(graph, network, products, embedded, state, limits, traversal)
     log_normalizers = head.predict(output)
-    predicted_from = traversal.before(graph, state[-1][0], output.tensor)
+    predicted_from = traversal.before(graph, kept or state[-1][0], output.tensor)
     graph.output("surprises", head.surprises(predicted_from, traversal.before(graph, log_normalizer, log_normalizers)))
     pieces = [piece for layer in after for piece in layer]
+    if kept:
+        pieces.append(traversal.last(graph, output.tensor))
     graph.output("next_states", graph.node("Concat", *pieces, traversal.last(graph, log_normalizers), axis=1))
 
     size = network.served_state_size

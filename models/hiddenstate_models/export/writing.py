@@ -58,10 +58,13 @@ def write_bundle(
 
     Raises:
         BundleError: this version exists already, the contents do not fit each other, or int8 is asked of a
-            model of values or notes, whose products are too small to gain from it.
+            model of values or notes, whose products are too small to gain from it, or of residual connections,
+            whose sums have no bound.
     """
     if int8 and contents.text is None:
         raise BundleError("int8 is for next-word models; others are so small that it makes them no faster")
+    if int8 and contents.network.get("residual"):
+        raise BundleError("int8 is not for residual connections: what they add up has no bound to quantise it by")
     folder = models / contents.name / str(contents.version)
     if folder.exists():
         raise BundleError(f"{folder} exists; choose another version, or remove it first")

@@ -72,12 +72,14 @@ def unroll(network: nn.Module, task: Task, steps: int, *, lanes: int, windows: i
     Each starts from a fresh state, as a document does.
 
     Raises:
-        DataError: the network has no stack of cells, or several.
+        DataError: the network has no stack of cells, several, or one without memory.
     """
     network = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
     stacks = [module for module in network.modules() if isinstance(module, RecurrentStack)]
     if len(stacks) != 1:
         raise DataError(f"gradients are followed through one stack of cells, and this network has {len(stacks)}")
+    if not stacks[0].state_size:
+        raise DataError("a network without memory has no gradients that flow back through time")
     total = task.lanes.chunks_per_epoch(0)
     first = next(task.lanes.epoch(0))
     length = min(-(-steps // len(first.inputs)), total)

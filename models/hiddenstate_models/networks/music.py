@@ -54,7 +54,7 @@ class MusicNetwork(nn.Module):
     def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """frames [T, B, notes] of 0 and 1, state [B, state_size] -> logits [T, B, notes], state after the last."""
         outputs, state = self.cells(frames.to(state.dtype), state)
-        return self.head(F.dropout(outputs, self.config.dropout, self.training)), state
+        return self.head(self.cells.drop(outputs)), state
 
     def step(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """frames [B, notes], state [B, state_size] -> logits [B, notes], state."""

@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hiddenstate_models.cells import Cell, CellOptions, RecurrentStack
 from hiddenstate_models.errors import ConfigurationError
@@ -73,8 +72,7 @@ class NextValueNetwork(nn.Module):
         recurrent, scaling = torch.split(state, self._sizes, dim=1)
         scaled, scaling = self.encoder(values, scaling)
         outputs, recurrent = self.cells(scaled.features, recurrent)
-        outputs = F.dropout(outputs, self.config.dropout, self.training)
-        return self._forecast(outputs, scaled), torch.cat([recurrent, scaling], dim=1)
+        return self._forecast(self.cells.drop(outputs), scaled), torch.cat([recurrent, scaling], dim=1)
 
     def step(self, values: Tensor, state: Tensor) -> tuple[Forecast, Tensor]:
         """values float64 [B, columns], state [B, state_size] -> forecast of the next row, state."""

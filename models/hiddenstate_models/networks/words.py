@@ -87,9 +87,9 @@ class NextWordNetwork(nn.Module):
 
     def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [T, B], state [B, state_size] -> outputs [T, B, output], state after the last step."""
-        embedded = F.dropout(self.encoder(tokens), self.config.dropout, self.training)
+        embedded = self.cells.drop(self.encoder(tokens))
         outputs, state = self.cells(embedded, state)
-        return F.dropout(outputs, self.config.dropout, self.training), state
+        return self.cells.drop(outputs), state
 
     def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B], state [B, state_size] -> output [B, output], state."""

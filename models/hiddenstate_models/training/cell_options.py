@@ -14,11 +14,30 @@ class CellFlags:
     cell: Cell = option(
         "lstm",
         "Recurrent cell: a simple recurrent network with tanh (Elman, 1990) or ReLU units (Le et al., 2015), "
-        "an LSTM (Hochreiter & Schmidhuber, 1997) or a GRU (Cho et al., 2014).",
+        "an LSTM (Hochreiter & Schmidhuber, 1997) or a GRU (Cho et al., 2014); jordan: one whose only memory is its "
+        "last output (Jordan, 1986); none: no memory at all, to see what memory is worth.",
     )
     hidden: str = option("256", "Units of each layer, comma-separated.")
-    projection: int = option(0, "Project each LSTM layer's output to this size (Sak et al., 2014); 0: do not.")
+    projection: int = option(
+        0,
+        "Project each LSTM layer's output to this size (Sak et al., 2014); of a Jordan network the size of what it "
+        "feeds back; 0: as hidden.",
+    )
+    layer_norm: bool = option(
+        False, "Normalise what reaches the units at every step (Ba et al., 2016); several times slower."
+    )
+    peepholes: bool = option(False, "Let an LSTM's gates see its cells (Gers & Schmidhuber, 2000).")
+    coupled: bool = option(
+        False, "An LSTM whose input gates are 1 - its forget gates, a quarter smaller (Greff et al., 2017)."
+    )
+    residual: bool = option(False, "Add each layer's input to its output, from the second layer on (He et al., 2016).")
     dropout: float = option(0.0, "Dropout between layers and on the output; of word models on the embedding too.")
+    variational: bool = option(
+        False, "Dropout that drops the same units at every step of a window (Gal & Ghahramani, 2016)."
+    )
+    weight_dropout: float = option(
+        0.0, "Share of the recurrent weights dropped in each window (DropConnect; Merity et al., 2018)."
+    )
     initialisation: Initialisation = option(
         "default",
         "How weights start. default: identity for rnn-relu, else orthogonal; uniform: torch's own; orthogonal: "
@@ -34,7 +53,13 @@ class CellFlags:
             "cell": self.cell,
             "hidden_sizes": layer_sizes(self.hidden),
             "projection": self.projection or None,
+            "layer_norm": self.layer_norm,
+            "peepholes": self.peepholes,
+            "coupled": self.coupled,
+            "residual": self.residual,
             "dropout": self.dropout,
+            "variational": self.variational,
+            "weight_dropout": self.weight_dropout,
             "initialisation": self.initialisation,
             "t_max": self.t_max,
             "forget_bias": self.forget_bias,

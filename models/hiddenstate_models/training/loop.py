@@ -228,7 +228,7 @@ class Trainer:
             weights=self._network.state_dict(),
             average=self._average.network.state_dict() if self._average else {},
             optimizer=self._optimizer.state_dict(),
-            state=states.reshape(self._options.lanes, -1),
+            state=states.reshape(self._options.lanes, self._state.shape[1]),
             progress=asdict(self.progress),
         )
 

@@ -31,7 +31,7 @@ def recording(network: nn.Module) -> Iterator[Recorded]:
     Raises:
         ConfigurationError: there are none.
     """
-    stacks = [module for module in network.modules() if isinstance(module, RecurrentStack)]
+    stacks = [module for module in network.modules() if isinstance(module, RecurrentStack) and module.state_size]
     if not stacks:
         raise ConfigurationError("the gradient regulariser has no recurrent layers to work on in this network")
     with ExitStack() as recordings:

@@ -21,7 +21,7 @@ class WordHead:
         # Laid out like this the product with few rows is two to three times faster.
         self._matrix = np.ascontiguousarray(matrix.T, np.float32)
         self._bias = np.ascontiguousarray(bias, np.float32)
-        self._output = network.outputs[-1]
+        self._output = network.output
 
     def log_probabilities(self, states: FloatArray) -> FloatArray:
         """[n, vocabulary] of states [n, state_size]."""
