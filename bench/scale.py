@@ -37,6 +37,8 @@ from hiddenstate_server.versions.repository import LoadedModel, load_models
 MODEL = "next-value"
 STEPS = 3
 PAUSE_SECONDS = 0.05
+SETTLING_SECONDS = 12.0
+"""Until the server has given back what a crowd on its way to the store took."""
 LEASE_SECONDS = 86_400
 FRAME = 16_384
 PER_STREAM = 4 * FRAME
@@ -196,6 +198,7 @@ class Run:
             resident = [(0, Usage(server.pid).resident())]
             await self._open_all(server, resident)
             await self._all_durable()
+            await asyncio.sleep(SETTLING_SECONDS)
             resident.append((self._scale.sessions, Usage(server.pid).resident()))
             self._note_sizes(resident)
             await self._bring_back_singly()

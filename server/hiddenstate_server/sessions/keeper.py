@@ -20,6 +20,7 @@ import structlog
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import errors
+from hiddenstate_server.allocator import give_back
 from hiddenstate_server.sessions import residence
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.sessions.ledger import Chunk, Ledger, Outcome, Sweep, failed, written
@@ -35,6 +36,8 @@ log = structlog.get_logger("hiddenstate_server.store")
 HELD_GRACE = 60.0
 """Seconds by which the store ends a session later that somebody holds: its holder writes its use only now and then."""
 _TEND_SECONDS = 5.0
+_CROWD = 10_000
+"""Sessions that left memory for the store, after which what they took is given back."""
 _RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 2.0
 _LOOKUPS = 2048
@@ -81,6 +84,7 @@ class Keeper:
         self._swept_at = self._tended_at = 0.0
         self._failing: str | None = None
         self._retry_at = 0.0
+        self._left = 0
         self._retries = 0
         self._since = 0.0
         self.report: Callable[[bool], Awaitable[None]] = _unheard
@@ -279,6 +283,7 @@ class Keeper:
             raise
         self._host.metrics.store.wrote(len(chunk.records), time.perf_counter() - start)
         outcome = written(self._ledger, chunk, refused)
+        self._left += len(outcome.saved)
         residence.apply_saved(self._host, outcome)
         if outcome.lost_keys:
             await self._give_up(outcome)
@@ -303,6 +308,9 @@ class Keeper:
             await self._renew()
             stored = await self._call(self._store.live)
             self._ledger.stored = stored + residence.not_stored(self._host)
+            if self._left >= _CROWD:
+                self._left = 0
+                await self._call(give_back)
         except StoreError as error:
             await self._failed("tend", error)
             return
