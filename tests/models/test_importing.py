@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from hiddenstate_models.bundle import Bundle
+from hiddenstate_models.bundle import CARD_FILE, Bundle
 from hiddenstate_models.cli import app
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.importing import ImportOptions, import_model
@@ -224,6 +224,7 @@ def test_values_are_predicted_as_the_model_does_in_its_own_units(tmp_path: Path)
     bundle = import_model(tmp_path / "model.pt", tmp_path, "next-value", told)
     assert bundle.config.values is not None
     assert bundle.config.values.columns == ("load", "count")
+    assert "a Gaussian of constant width" in (bundle.folder / CARD_FILE).read_text()
 
     values = torch.randn(12, 2) * std + mean
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hiddenstate_models.bundle import ForecastNetwork, Network, NoteNetwork, WordNetwork
+from hiddenstate_models.bundle import ForecastNetwork, Network, NoteNetwork, ValueNetwork, WordNetwork
 
 _TASKS = {
     "next-word": (
@@ -19,6 +19,12 @@ _TASKS = {
         "Reads a series value by value and predicts the next several ones after each, every one as a distribution in "
         "the series' own unit, and how surprising each value was, in nats. Values are scaled per session while they "
         "arrive, so a series needs no preparation; missing values (NaN) are allowed."
+    ),
+    "next-value, fixed": (
+        "Reads a series value by value and predicts the next one as a Gaussian of constant width, in the series' own "
+        "unit: a location, a scale, and how surprising each value was, in nats. Values are normalised by a mean and a "
+        "unit that never change, so a series has to be of the scale the model was made for; a missing value (NaN) "
+        "counts as the one before it."
     ),
     "music": (
         "Reads a piece frame by frame, which notes sound and which do not, and predicts the next frame: the "
@@ -41,6 +47,10 @@ _LIMITS = {
         "seen a season or two before it can make use of it. The intervals are calibrated over many series, not for "
         "each one."
     ),
+    "next-value, fixed": (
+        "It looks one step ahead, and is told how wrong it usually is: the interval is as wide in quiet hours as in "
+        "wild ones, and a surprise says that a value is unusual, not that something is broken."
+    ),
     "music": (
         "Notes of a frame are independent of each other given what came before, so a chord that it writes may have "
         "a note too many or too few. A note that sounds on and one that is struck again look alike. It knows the "
@@ -51,7 +61,8 @@ _LIMITS = {
 
 def card(config: Mapping[str, Any], network: Network) -> str:
     """card.md for the fields of config.json."""
-    task = config["task"]
+    fixed = isinstance(network, ValueNetwork) and network.scaling == "fixed"
+    task = config["task"] + (", fixed" if fixed else "")
     sections = [
         f"# {config['name']}, version {config['version']}",
         _TASKS[task],
