@@ -66,7 +66,9 @@ def _report(experiment: Experiment, arms: Sequence[Arm], results: Results, seeds
     groups = [results.group(arm, seeds) for arm in arms]
     found: list[Group] = [group for group in groups if group.results]
     if not found:
-        console.print(f"No results in {results.folder} yet. Make some: hiddenstate-models experiments run NAME")
+        console.print(
+            f"No results in {results.folder} yet. Make some: hiddenstate-models experiments run {experiment.name}"
+        )
         return
     report.write(experiment, groups, seeds, results.folder)
     head, *rows = report.table(experiment, found, seeds)

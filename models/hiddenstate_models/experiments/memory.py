@@ -61,7 +61,7 @@ class Memory(Experiment):
 
 
 def _arm(cell: str, files: list[str], *, quick: bool) -> Arm:
-    epochs = 2 if quick else 20
+    epochs = 2 if quick else 12
     return Arm(
         name=cell,
         panel="next value",
