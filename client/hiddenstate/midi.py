@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable
 from itertools import chain
+from pathlib import Path
 
 from symusic import Note, Score, Tempo, Track
 
@@ -36,13 +37,16 @@ def read_midi(file: str | os.PathLike[str], *, frames_per_beat: int = 2) -> list
 def write_midi(
     file: str | os.PathLike[str], frames: Iterable[Collection[int]], *, frames_per_beat: int = 2, tempo: float = 120
 ) -> None:
-    """Writes frames as a piano's track, `tempo` in quarter notes a minute; a note that goes on is held."""
+    """Writes frames as a piano's track, `tempo` in quarter notes a minute; a note that goes on is held.
+
+    Raises OSError where the file cannot be written.
+    """
     score, piano = Score(_FRAME_TICKS * frames_per_beat), Track("piano", 0, False)
     for start, length, pitch in held_notes(frames):
         piano.notes.append(Note(start * _FRAME_TICKS, length * _FRAME_TICKS, pitch, _VELOCITY))
     score.tempos.append(Tempo(0, qpm=tempo))
     score.tracks.append(piano)
-    score.dump_midi(os.fspath(file))
+    Path(file).write_bytes(score.dumps_midi())
 
 
 def held_notes(frames: Iterable[Collection[int]]) -> list[tuple[int, int, int]]:

@@ -125,3 +125,7 @@ def test_composing_says_what_is_wrong(server: str, tmp_path: Path) -> None:
     (tmp_path / "text.mid").write_text("la la la")
     assert "cannot be read as MIDI" in compose(server, "--seed-from", tmp_path / "text.mid", code=1).stderr
     assert not out.exists()
+    complaint = compose(server, "--out", tmp_path / "nowhere" / "tune.mid", code=1).stderr
+    assert "there is no folder" in complaint
+    tmp_path.joinpath("taken").mkdir()
+    assert "cannot be written" in compose(server, "--seconds", 1, "--out", tmp_path / "taken", code=1).stderr

@@ -1,6 +1,7 @@
 """Music from training to evaluation and bundle, by the commands that people type."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from hiddenstate_models.baselines.notes import NoteBaseline
 from hiddenstate_models.bundle import Bundle
-from hiddenstate_models.cli import app
+from hiddenstate_models.cli import app, main
 from hiddenstate_models.data.music import NOTES, Piece
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation.music import ACCURACY, LOSS, baseline_scores
@@ -90,3 +91,15 @@ def test_baselines_count_as_by_hand() -> None:
     by_hand = -(2 * np.log(3 / 4) + np.log(2 / 3)) / 3 - (NOTES - 1) * np.log(4 / 5)
     scores = baseline_scores(NoteBaseline.repetition(pieces), pieces)
     assert scores == {LOSS: pytest.approx(by_hand), ACCURACY: 1.0}
+
+
+def test_errors_are_told_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets in them are no markup."""
+    (tmp_path / "tune.mid").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "symusic", None)
+    monkeypatch.setattr(sys, "argv", ["hiddenstate-models", "train", "music", "--data", str(tmp_path / "tune.mid")])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "pip install 'hiddenstate[music]'" in capsys.readouterr().err

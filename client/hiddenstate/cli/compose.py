@@ -62,6 +62,9 @@ def compose(
     roll: Path | None,
 ) -> None:
     """Has the model go on for `seconds` after what is begun, and writes all of it."""
+    for folder in (path.parent for path in (file, roll) if path is not None):
+        if not folder.is_dir():
+            raise fail(f"there is no folder {folder} to write into")
     frames = begun.frames(tempo) if begun else []
     with access.client() as client:
         description = client.model(model)
@@ -74,7 +77,10 @@ def compose(
                 out.print(f"{begun.file}: {len(frames)} frames, {surprise:.2f} nats each", soft_wrap=True)
             written = list(_streamed(session, tempo, seconds, temperature, seed))
     whole = [*frames, *written]
-    write_midi(file, whole, frames_per_beat=tempo.frames_per_beat, tempo=tempo.beats_a_minute)
+    try:
+        write_midi(file, whole, frames_per_beat=tempo.frames_per_beat, tempo=tempo.beats_a_minute)
+    except OSError as error:
+        raise fail(f"{file} cannot be written: {error.strerror}") from None
     out.print(f"{file}: {len(whole) * tempo.frame_seconds:.1f} s, {len(written)} frames composed", soft_wrap=True)
     if roll is not None:
         from hiddenstate.cli.roll import draw_roll

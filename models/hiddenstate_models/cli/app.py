@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hiddenstate_models.cli import experiments
 from hiddenstate_models.cli.bundles import export, inspect
@@ -69,5 +70,5 @@ def main() -> None:
     try:
         app()
     except ModelError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
