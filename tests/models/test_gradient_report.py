@@ -221,6 +221,17 @@ def test_several_networks_are_compared(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "gradients-books-untrained" / "gradients.html").exists()
 
 
+def test_the_gradient_of_forecasts_is_followed_through_what_reads(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["value", *(f"{math.sin(i / 5):.3f}" for i in range(400))]))
+    path = tmp_path / "settings.toml"
+    path.write_text(f'task = "forecasting"\ndata = ["{table}"]\n[forecasting]\nhorizon = 3\nhidden = "6"\n')
+    found = measured(str(path), "--out", str(tmp_path))
+    assert found["survival"]["whole"]["median"][0] == 1
+    assert found["survival"]["whole"]["pairs"][0] > 8
+    assert 0 < found["survival"]["whole"]["factor"] < 1
+
+
 @pytest.mark.parametrize("network", [{}, {"cell": "lstm", "projection": 4}, {"columns": 2, "targets": [1]}])
 def test_a_bundle_of_values_is_measured(tmp_path: Path, network: dict[str, Any]) -> None:
     bundle = random_bundle(tmp_path, "next-value", **network)

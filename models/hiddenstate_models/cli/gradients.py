@@ -31,7 +31,7 @@ def gradients(
             min=1, help="Steps back that the gradient is to reach; by default as far as training looks, its --k2."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Steps back to measure.")] = 300,
+    steps: Annotated[int, typer.Option(min=2, help="Steps back to measure; at least to the horizon.")] = 300,
     lanes: Annotated[int, typer.Option(min=1, help="Documents or series side by side.")] = 8,
     windows: Annotated[
         int, typer.Option(min=1, help="Stretches of the data; more take longer and give narrower numbers.")
@@ -57,5 +57,5 @@ def gradients(
     from hiddenstate_models.evaluation.gradients import report
     from hiddenstate_models.gradients.measurement import Effort
 
-    effort = Effort(steps=max(steps, horizon or 0), lanes=lanes, windows=windows)
+    effort = Effort(steps=steps, lanes=lanes, windows=windows)
     report(sources, data, out, effort, horizon, to_json=to_json)

@@ -88,6 +88,7 @@ def _judged(source: _Source, data: Sequence[str], effort: Effort, horizon: int |
         told = replace(source.told, data=list(data), valid=[]) if data else source.told
         if not told.data:
             raise DataError("nothing to measure on: name files with --data")
+        effort = replace(effort, steps=max(effort.steps, horizon or told.training.k2))
         torch.manual_seed(told.training.seed)
         prepared = _prepare(source.recipe, told, source.files, effort.lanes)
         network = source.trained(prepared.network) if source.trained else prepared.network

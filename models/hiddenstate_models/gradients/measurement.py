@@ -59,7 +59,7 @@ def measure(
     `epoch` is the one whose loss is taken, where a task's loss changes through training.
 
     Raises:
-        DataError: no document is long enough to look back in, or the network has not exactly one stack of cells.
+        DataError: no document is long enough to look back in, or the network has no stack of cells.
     """
     progress("running")
     room = effort.steps + _ROOM

@@ -89,7 +89,7 @@ def _norms(stretch: Unrolled, steps: int, targets: int, epoch: int) -> Iterable[
         norms = np.nan_to_num(torch.cat((whole, layers)).numpy(), nan=math.inf, posinf=math.inf)
         for lane in range(norms.shape[2]):
             reach = min(steps, int(stretch.ages[time, lane]))
-            if stretch.known[time, lane] and reach:
+            if stretch.known[time, lane] and reach and norms[0, 0, lane]:
                 yield norms[:, : reach + 1, lane]
 
 

@@ -69,16 +69,18 @@ class Unrolled:
 def unroll(network: nn.Module, task: Task, steps: int, *, lanes: int, windows: int) -> Iterator[Unrolled]:
     """Stretches of about `steps` steps of the first `lanes` lanes, spread evenly over the task's data.
 
-    Each starts from a fresh state, as a document does.
+    Each starts from a fresh state, as a document does. The stack that is unrolled is the network's `cells`.
 
     Raises:
-        DataError: the network has no stack of cells, several, or one without memory.
+        DataError: the network has no such stack, or one without memory.
     """
     network = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
-    stacks = [module for module in network.modules() if isinstance(module, RecurrentStack)]
-    if len(stacks) != 1:
-        raise DataError(f"gradients are followed through one stack of cells, and this network has {len(stacks)}")
-    if not stacks[0].state_size:
+    stack = getattr(network, "cells", None)
+    if not isinstance(stack, RecurrentStack):
+        raise DataError(
+            "gradients are followed through the stack of cells that reads a sequence; this network has none"
+        )
+    if not stack.state_size:
         raise DataError("a network without memory has no gradients that flow back through time")
     total = task.lanes.chunks_per_epoch(0)
     first = next(task.lanes.epoch(0))
@@ -86,7 +88,7 @@ def unroll(network: nn.Module, task: Task, steps: int, *, lanes: int, windows: i
     starts = np.linspace(0, total - length, windows).round().astype(int)
     for start in dict.fromkeys(starts.tolist()):
         chunks = [chunk for chunk, _ in zip(task.lanes.epoch(0, start), range(length), strict=False)]
-        yield _unroll(network, stacks[0], task, [_some_lanes(chunk, lanes) for chunk in chunks])
+        yield _unroll(network, stack, task, [_some_lanes(chunk, lanes) for chunk in chunks])
 
 
 def _unroll(network: nn.Module, stack: RecurrentStack, task: Task, chunks: Sequence[Chunk]) -> Unrolled:

@@ -80,7 +80,7 @@ class ForecastingNetwork(nn.Module):
         self.targets: Tensor
         self.register_buffer("targets", torch.tensor(config.targets), persistent=False)
         self.origins: int | None = None
-        """How many steps of a sequence forecasts begin at, drawn at random; None: all of them."""
+        """How many steps of a sequence forecasts begin at in training, drawn at random; None: all of them."""
         targets, inputs = len(config.targets), (1 + len(config.seasons)) * len(config.targets)
         self.encoder = OnlineScaling(config.columns)
         self.cells = RecurrentStack(self.encoder.feature_size + len(config.seasons) * targets, config)
@@ -102,7 +102,7 @@ class ForecastingNetwork(nn.Module):
 
     def forward(self, values: Tensor, state: Tensor) -> tuple[Origins, Tensor]:
         """values float64 [T, B, columns], state [B, state_size] -> where forecasts begin, state after the last."""
-        if self.origins is None or self.origins >= len(values):
+        if not self.training or self.origins is None or self.origins >= len(values):
             return self.read(values, state)
         return self.read(values, state, sorted(torch.randperm(len(values))[: self.origins].tolist()))
 

@@ -1,7 +1,7 @@
 """The gradients of what is being trained, as `hiddenstate_models.gradients` measures them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ def save_gradients(
     Raises:
         DataError: no document is long enough to look back in.
     """
-    measured = measure(network, task, LIGHT, epoch=told.training.epochs, norms=Norms.load(folder))
+    effort = replace(LIGHT, steps=max(LIGHT.steps, told.training.k2))
+    measured = measure(network, task, effort, epoch=told.training.epochs, norms=Norms.load(folder))
     findings = judge(subject(folder.name, configuration, told, trained=True), measured)
     write_picture(findings, folder)
     return findings
