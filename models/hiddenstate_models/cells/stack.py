@@ -65,6 +65,9 @@ class RecurrentStack(nn.Module):
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, input], state [B, state_size] -> output [B, output], state; no dropout: this is for serving."""
+        if self._recorded is not None:
+            outputs, state = self(x.unsqueeze(0), state)
+            return outputs[0], state
         rows = []
         for depth, (layer, row) in enumerate(self._layers(state)):
             output, row = layer.step(x, row)
