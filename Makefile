@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto bench torture interleavings prometheus redis clean
+.PHONY: help setup demo test check proto bench bench-training torture interleavings prometheus redis clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 GENERATED := proto/hiddenstate_proto
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## Make .venv with everything in it (once; again when pyproject.toml or constraints.txt change)
 	@echo "$(VENV) is ready"
@@ -33,6 +33,9 @@ proto: $(INSTALLED) ## Generate the Python code of the wire contract
 
 bench: $(INSTALLED) ## Measure the server beside an echo server and the bare engine (ARGS="--seconds 10")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-training: $(INSTALLED) ## Measure training beside a plain loop (ARGS="--data text.txt --words 33278")
+	@$(BIN)/python -m bench.training $(ARGS)
 
 torture: $(INSTALLED) ## Kill servers, stores and connections under load for an hour (ARGS="kill-behind --count 50 --seed 7")
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.torture $(ARGS)

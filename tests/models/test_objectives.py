@@ -72,3 +72,9 @@ def test_mixed_precision_changes_the_sampled_loss_by_its_rounding_alone() -> Non
     assert losses[0].dtype == losses[1].dtype == torch.float32
     torch.testing.assert_close(losses[0], losses[1], rtol=0.02, atol=0.0)
     assert losses[0] != losses[1]
+
+
+def test_biases_start_at_log_frequencies() -> None:
+    head = vocabulary()
+    head.start_from(torch.from_numpy(COUNTS))
+    torch.testing.assert_close(head.bias.exp(), torch.from_numpy((COUNTS + 1) / (COUNTS + 1).sum()))

@@ -52,6 +52,11 @@ class Vocabulary(nn.Module):
         """[vocabulary, output]."""
         return self._shared[0].weight if self._shared else self.weight
 
+    @torch.no_grad()
+    def start_from(self, counts: Tensor) -> None:
+        """Starts biases at log frequencies of words seen counts [vocabulary] times, as if each were seen once more."""
+        self.bias.copy_((counts + 1).log() - (counts + 1).sum().log())
+
     def forward(self, outputs: Tensor) -> Tensor:
         """outputs [..., output] -> logits [..., vocabulary]."""
         return F.linear(outputs, self.matrix, self.bias)

@@ -87,10 +87,15 @@ class NextWordTask:
         )
         self._validation = validation
         self._sampled_epochs = options.epochs - words.full_epochs if words.output == "sampled" else 0
-        counts = np.bincount(training.tokens, minlength=vocabulary_size)
-        self._sampled = SampledSoftmax(counts, words.samples)
+        self._counts = np.bincount(training.tokens, minlength=vocabulary_size)
+        self._sampled = SampledSoftmax(self._counts, words.samples)
         self._full = FullSoftmax()
         self._smoothing = words.label_smoothing
+
+    def prepare(self, network: NextWordNetwork) -> None:
+        """Readies a new network: sampled updates teach it too slowly how rare most words are, so it begins knowing."""
+        if self._sampled_epochs > 0:
+            network.head.start_from(torch.from_numpy(self._counts))
 
     def loss(self, network: nn.Module, outputs: Tensor, targets: Tensor, epoch: int) -> Tensor:
         """Summed cross-entropy in nats of targets [T, B] given outputs [T, B, output]."""
@@ -161,7 +166,9 @@ def _prepare(told: Told[NextWordOptions], resumed: Path | None) -> Prepared:
         "vocabulary": f"{size:,} words, {unknown:.2%} of the text unknown",
     }
     files = {_TOKENIZER_FILE: tokenizer.to_str(pretty=True)}
-    return Prepared(NextWordNetwork(config), config.to_dict(), task, facts, files=files)
+    network = NextWordNetwork(config)
+    task.prepare(network)
+    return Prepared(network, config.to_dict(), task, facts, files=files)
 
 
 def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:
