@@ -203,7 +203,7 @@ async def test_metrics(start: Start) -> None:
     ]  # fmt: skip
     assert (min(bounds), sorted(bounds)[-2]) == (50e-6, 5.0)
     assert any(name == "hiddenstate_build_info" for name, _ in samples)
-    assert sum(value for (name, _), value in samples.items() if name == "hiddenstate_model_info") == 4
+    assert sum(value for (name, _), value in samples.items() if name == "hiddenstate_model_info") == 6
 
 
 async def test_several_workers_are_one_server(start: Start) -> None:

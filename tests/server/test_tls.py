@@ -40,7 +40,7 @@ async def serving(serve: Serve, files: Files, **settings: object) -> Serving:
 
 async def test_only_tls_is_spoken(serve: Serve, authority: Authority) -> None:
     server = await serving(serve, authority.sign("server"))
-    assert await models(server.address, credentials(authority)) == 4
+    assert await models(server.address, credentials(authority)) == 6
     assert await models(server.address, None) == grpc.StatusCode.UNAVAILABLE
 
 
@@ -53,7 +53,7 @@ async def test_a_client_checks_who_signed(serve: Serve, authority: Authority, tm
 async def test_clients_show_certificates_where_asked(serve: Serve, authority: Authority, tmp_path: Path) -> None:
     other = Authority(tmp_path, "other")
     server = await serving(serve, authority.sign("server"), tls_client_ca=authority.files.certificate)
-    assert await models(server.address, credentials(authority, authority.sign("client"))) == 4
+    assert await models(server.address, credentials(authority, authority.sign("client"))) == 6
     assert await models(server.address, credentials(authority)) == grpc.StatusCode.UNAVAILABLE
     assert await models(server.address, credentials(authority, other.sign("stranger"))) == grpc.StatusCode.UNAVAILABLE
 
