@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from hiddenstate_models.experiments import plots, trained
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Listener, Outcome
 from hiddenstate_models.experiments.files import text_of
-from hiddenstate_models.experiments.wording import figures
+from hiddenstate_models.experiments.wording import figures, listed
 
 _EQUAL, _FIXED = "k1 = k2", "k1 = 5"
 _LENGTHS: Mapping[str, tuple[int, ...]] = {_EQUAL: (5, 10, 20, 50, 100, 200), _FIXED: (5, 10, 20, 40, 80)}
@@ -40,13 +40,17 @@ class Truncation(Experiment):
         return trained.train(settings, seed, listener)
 
     def conclude(self, groups: Sequence[Group]) -> str:
-        """What the shortest, the best and the longest length come to."""
+        """What each length comes to, and which are worse than the best whatever the seed."""
         sentences = []
         for panel in dict.fromkeys(group.arm.panel for group in groups):
-            losses = {_k2(group): median(group.scores(self.score)) for group in groups if group.arm.panel == panel}
-            best = min(losses, key=losses.__getitem__)
-            each = ", ".join(f"{figures(loss)} at {k2}" for k2, loss in sorted(losses.items()))
-            sentences.append(f"With {panel}, the median loss by k2 is {each} steps; it is lowest at {best}.")
+            scores = {_k2(group): group.scores(self.score) for group in groups if group.arm.panel == panel}
+            best = min(scores, key=lambda k2: median(scores[k2]))
+            each = ", ".join(f"{figures(median(losses))} at {k2}" for k2, losses in sorted(scores.items()))
+            apart = [str(k2) for k2, losses in sorted(scores.items()) if min(losses) > max(scores[best])]
+            worse = (
+                f"every seed is worse at {listed(apart)} than any at {best}" if apart else "the lengths' seeds overlap"
+            )
+            sentences.append(f"With {panel}, the median loss by k2 is {each} steps; {worse}.")
         return " ".join(sentences)
 
     def draw(self, groups: Sequence[Group]) -> Figure:
