@@ -89,10 +89,8 @@ class GraphBuilder:
         return self._weights[key]
 
     def split(self, x: Tensor, *sizes: int, axis: int = -1) -> tuple[Tensor, ...]:
-        """Cuts an axis into pieces of these sizes; one of size 0 is no tensor and has no name."""
-        there = [size for size in sizes if size]
-        pieces = iter(self.nodes("Split", [x, self.integers(*there)], len(there), axis=axis) if there[1:] else [x])
-        return tuple(next(pieces) if size else "" for size in sizes)
+        """Cuts an axis into pieces of these sizes."""
+        return self.nodes("Split", [x, self.integers(*sizes)], len(sizes), axis=axis)
 
     def last(self, x: Tensor) -> Tensor:
         """The last of [n, ...], as [1, ...]."""

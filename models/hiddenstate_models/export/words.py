@@ -22,16 +22,16 @@ def word_graph(
     bound what int8 products multiply.
     """
     head = _Head(graph, network, products, limits)
-    kept_size = network.kept_output_size
-    recurrent, kept, log_normalizer = graph.split("states", network.state_size, kept_size, LOG_NORMALIZER_SIZE)
+    sizes = network.state_size, network.kept_output_size, LOG_NORMALIZER_SIZE
+    recurrent, kept, log_normalizer = graph.split("states", *sizes)
     state = split_state(graph, network, recurrent)
     embedded = Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"), limits.input)
     output, after = stack(graph, network, products, embedded, state, limits, traversal)
     log_normalizers = head.predict(output)
-    predicted_from = traversal.before(graph, kept or state[-1][0], output.tensor)
+    predicted_from = traversal.before(graph, state[-1][0] if network.holds_output else kept, output.tensor)
     graph.output("surprises", head.surprises(predicted_from, traversal.before(graph, log_normalizer, log_normalizers)))
     pieces = [piece for layer in after for piece in layer]
-    if kept:
+    if not network.holds_output:
         pieces.append(traversal.last(graph, output.tensor))
     graph.output("next_states", graph.node("Concat", *pieces, traversal.last(graph, log_normalizers), axis=1))
 
