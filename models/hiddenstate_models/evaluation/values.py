@@ -14,6 +14,7 @@ from hiddenstate_models.baselines.forecasts import (
     seasonal_naive,
 )
 from hiddenstate_models.data.series import Series
+from hiddenstate_models.evaluation.streaming import stream
 from hiddenstate_models.networks.distributions import Prediction, central_probability, negative_log_likelihood
 from hiddenstate_models.networks.values import NextValueNetwork
 
@@ -70,10 +71,10 @@ def predict(network: NextValueNetwork, series: Sequence[Floats]) -> list[Predict
         for lane, i in enumerate(chosen):
             together[: len(series[i]), lane] = series[i]
         state = network.initial_state(len(chosen))
-        parts: list[Prediction] = []
-        for chunk in torch.from_numpy(together).split(_STEPS):
-            forecast, state = network(chunk, state)
-            parts.append(Prediction(*(field.double() for field in forecast.prediction)))
+        parts = [
+            Prediction(*(field.double() for field in forecast.prediction))
+            for forecast in stream(network, torch.from_numpy(together).split(_STEPS), state)
+        ]
         fields = [torch.cat([torch.full_like(whole[0][:1], torch.nan), *whole]) for whole in zip(*parts, strict=True)]
         for lane, i in enumerate(chosen):
             predictions[i] = Prediction(*(field[: len(series[i]), lane] for field in fields))

@@ -61,46 +61,80 @@ class OnlineScaling(nn.Module):
 
     @torch.no_grad()
     def forward(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
-        """Scale float64 [T, B, columns] from state float32 [B, state_size]; fields get a leading T."""
-        return _each(self, values, state)
+        """Scale float64 [T, B, columns] from state float32 [B, state_size], zeros for a new session.
 
-    @torch.no_grad()
-    def step(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
-        """Scale one row, float64 [B, columns], from state float32 [B, state_size]; zeros are a new session."""
-        batch, columns = values.shape
-        rows = state.view(batch, sum(STATE_ROWS), columns)
+        Fields get a leading T. Only the averages are computed step by step, everything else for all steps at once.
+        """
+        batch = len(state)
+        rows = state.view(batch, sum(STATE_ROWS), self.columns)
         seen, moves, spreads, high, low = torch.split(rows, list(STATE_ROWS), dim=1)
         references = high.double() + low.double()  # (B, 1 + levels, columns): last value, moving averages
 
-        values = values.unsqueeze(1)
-        missing = values.isnan()
-        values = torch.where(missing, references[:, :1], values)
-        values_high, values_low = _split(values)
-        values = values_high.double() + values_low.double()  # as it will be remembered, or it would seem to move
-        references = torch.where(seen == 0, values, references)
-        deviations = values - references
-        moved = (deviations[:, :1] != 0).float()
-        seen = seen + (~missing).float()
-        moves = moves + moved
-
-        sizes = deviations.abs().float()
-        bounded = torch.where(moves == 1, sizes, torch.minimum(sizes, OUTLIER * spreads))
+        values = values.unsqueeze(2)  # (T, B, 1, columns), as all that follows; second to last the rows
+        present = (~values.isnan()).float()
+        values = _filled(values, references[:, :1])
+        before = torch.cat([references[None, :, :1], values[:-1]])
+        seen_before = seen + present.cumsum(0) - present
+        fresh = seen_before == 0
+        seen = seen_before + present
+        last_deviations = values - torch.where(fresh, values, before)
+        moved = (last_deviations != 0).float()
+        moves = moves + moved.cumsum(0)
         warm_up = (2 / (moves + 1)).clamp(SPREAD_RATE, 1)
-        spreads = spreads + moved * warm_up * (bounded - spreads)
 
-        level_rates = torch.maximum(2 / (seen + 1), self.level_rates) * (~missing).float()
-        levels = references[:, 1:] + level_rates.double() * deviations[:, 1:]
-        high, low = _split(levels)
-        state = torch.cat([seen, moves, spreads, values_high, high, values_low, low], dim=1)
+        rates = (torch.maximum(2 / (seen + 1), self.level_rates) * present).double()
+        level_deviations, levels = _levels(values, fresh, rates, references[:, 1:])
+        deviations = torch.cat([last_deviations, level_deviations], dim=2)
+        spreads = _spreads(deviations.abs().float(), moves == 1, moved * warm_up, spreads)
+        high, low = (torch.cat(pair, dim=1) for pair in zip(_split(values[-1]), _split(levels), strict=True))
+        state = torch.cat([seen[-1], moves[-1], spreads[-1], high, low], dim=1)
 
         sizes = torch.where(values == 0, 1.0, values.abs()).float()
         units = torch.where(moves == 0, PRIOR_STEP * sizes, spreads).clamp(min=SMALLEST_UNIT)
         ratios = (deviations.float() / units).clamp(-LARGEST_RATIO, LARGEST_RATIO)
-        smoothness = (units[:, 1:] / units[:, :1]).clamp(1 / LARGEST_RATIO, LARGEST_RATIO).log()
-        features = torch.cat([ratios.asinh(), smoothness, warm_up, missing.float()], dim=1)
+        smoothness = (units[:, :, 1:] / units[:, :, :1]).clamp(1 / LARGEST_RATIO, LARGEST_RATIO).log()
+        features = torch.cat([ratios.asinh(), smoothness, warm_up, 1 - present], dim=2)
         anchors = torch.where(seen == 0, torch.nan, values)
-        scaled = Scaled(features.flatten(1), anchors.squeeze(1), units[:, 0].double())
+        scaled = Scaled(features.flatten(2), anchors.squeeze(2), units[:, :, 0].double())
         return scaled, state.flatten(1)
+
+    @torch.no_grad()
+    def step(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
+        """Scale one row, float64 [B, columns], from state float32 [B, state_size]."""
+        scaled, state = self(values.unsqueeze(0), state)
+        return Scaled(*(field.squeeze(0) for field in scaled)), state
+
+
+def _filled(values: Tensor, last: Tensor) -> Tensor:
+    """Values [T, B, 1, columns] as they will be remembered, or they would seem to move; for NaN the one before."""
+    steps = torch.arange(1, len(values) + 1, device=values.device).view(-1, 1, 1, 1)
+    newest = torch.where(values.isnan(), 0, steps).cummax(0).values
+    high, low = _split(torch.cat([last[None], values]))
+    return (high.double() + low.double()).gather(0, newest)
+
+
+def _levels(values: Tensor, fresh: Tensor, rates: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """How far values are from their moving averages, float64 [T, B, levels, columns], and these after the last step.
+
+    A value begins its session's averages where it is `fresh`.
+    """
+    deviations = []
+    for value, first, rate in zip(values, fresh, rates, strict=True):
+        levels = torch.where(first, value, levels)
+        deviations.append(value - levels)
+        high, low = _split(levels + rate * deviations[-1])
+        levels = high.double() + low.double()
+    return torch.stack(deviations), levels
+
+
+def _spreads(sizes: Tensor, first: Tensor, rates: Tensor, spreads: Tensor) -> Tensor:
+    """Moving averages of sizes [T, B, spreads, columns], outliers bounded but for the `first` move."""
+    averages = []
+    for size, unbounded, rate in zip(sizes, first, rates, strict=True):
+        bounded = torch.where(unbounded, size, torch.minimum(size, OUTLIER * spreads))
+        spreads = spreads + rate * (bounded - spreads)
+        averages.append(spreads)
+    return torch.stack(averages)
 
 
 class FixedScaling(nn.Module):
@@ -124,7 +158,11 @@ class FixedScaling(nn.Module):
     @torch.no_grad()
     def forward(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
         """See OnlineScaling."""
-        return _each(self, values, state)
+        steps = []
+        for row in values:
+            scaled, state = self.step(row, state)
+            steps.append(scaled)
+        return Scaled(*(torch.stack(field) for field in zip(*steps, strict=True))), state
 
     @torch.no_grad()
     def step(self, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
@@ -149,15 +187,6 @@ def last_values(state: Tensor, columns: int) -> Tensor:
     seen, _, _, high, low = torch.split(state.view(len(state), -1, columns), list(STATE_ROWS), dim=1)
     last: Tensor = (high[:, 0].double() + low[:, 0].double()).masked_fill(seen[:, 0] == 0, torch.nan)
     return last
-
-
-def _each(scaling: OnlineScaling | FixedScaling, values: Tensor, state: Tensor) -> tuple[Scaled, Tensor]:
-    """Steps through values [T, B, columns]."""
-    steps = []
-    for row in values:
-        scaled, state = scaling.step(row, state)
-        steps.append(scaled)
-    return Scaled(*(torch.stack(field) for field in zip(*steps, strict=True))), state
 
 
 def _split(values: Tensor) -> tuple[Tensor, Tensor]:
