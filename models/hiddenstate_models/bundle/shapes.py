@@ -159,6 +159,7 @@ class WordNetwork(CellShapes):
     vocabulary_size: PositiveInt
     embedding_size: PositiveInt
     tied: bool
+    teacher_forcing: bool = False
 
     @property
     def served_state_size(self) -> int:

@@ -24,6 +24,8 @@ class NextWordConfig(CellOptions):
     vocabulary_size: int
     embedding_size: int = 256
     tied: bool = True
+    teacher_forcing: bool = False
+    """In training a Jordan network is fed the word that came, as its output layer has it, in place of its output."""
 
     task: Literal["next-word"] = "next-word"
 
@@ -34,6 +36,8 @@ class NextWordConfig(CellOptions):
                 "a tied output layer needs an embedding as large as the stack's output: "
                 f"{self.embedding_size} is not {self.output_size}"
             )
+        if self.teacher_forcing and self.cell != "jordan":
+            raise ConfigurationError(f"teacher forcing is for Jordan networks; the cell is {self.cell}")
 
 
 class Vocabulary(nn.Module):
@@ -93,7 +97,10 @@ class NextWordNetwork(nn.Module):
     def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [T, B], state [B, state_size] -> outputs [T, B, output], state after the last step."""
         embedded = self.cells.drop(self.encoder(tokens))
-        outputs, state = self.cells(embedded, state)
+        taught = self.training and self.config.teacher_forcing
+        # The target of each step is the word read at the next one; of the last step no other asks.
+        targets = F.embedding(tokens, self.head.matrix).roll(-1, dims=0) if taught else None
+        outputs, state = self.cells(embedded, state, targets)
         return self.cells.drop(outputs), state
 
     def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ class CellFlags:
         "feeds back; 0: as hidden.",
     )
     layer_norm: bool = option(
-        False, "Normalise what reaches the units at every step (Ba et al., 2016); several times slower."
+        False, "Normalise what reaches the units at every step (Ba et al., 2016); trains up to twice as slowly."
     )
     peepholes: bool = option(False, "Let an LSTM's gates see its cells (Gers & Schmidhuber, 2000).")
     coupled: bool = option(

@@ -41,6 +41,11 @@ class NextWordOptions(CellFlags):
     )
     hidden: str = with_default("hidden", "256,256")
     embedding: int = option(256, "Size of the word embedding.")
+    teacher_forcing: bool = option(
+        False,
+        "Train a Jordan network on the words that came in place of its outputs, all steps of a window at once "
+        "(Williams & Zipser, 1989); served, it reads its own outputs.",
+    )
     tied: bool = option(True, "Share the embedding's weights with the output layer.")
     dropout: float = with_default("dropout", 0.2)
     output: Literal["full", "sampled"] = option("full", "Softmax in training; sampled is several times faster.")
@@ -68,6 +73,7 @@ class NextWordOptions(CellFlags):
             vocabulary_size=vocabulary_size,
             embedding_size=self.embedding,
             tied=self.tied,
+            teacher_forcing=self.teacher_forcing,
         )
 
 
