@@ -15,6 +15,7 @@ from hiddenstate_models.networks.distributions import (
     read_head,
 )
 from hiddenstate_models.networks.forecasting import ForecastingConfig, ForecastingNetwork
+from hiddenstate_models.networks.labels import LabellingConfig, LabellingNetwork
 from hiddenstate_models.networks.music import MusicConfig, MusicNetwork, frame_losses
 from hiddenstate_models.networks.scaling import last_values
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
@@ -192,7 +193,29 @@ class ReferenceForecastStep(nn.Module):
         )
 
 
-ReferenceStep = ReferenceWordStep | ReferenceValueStep | ReferenceNoteStep | ReferenceForecastStep
+class LabelStep(NamedTuple):
+    """One step of n sessions of a model that labels text."""
+
+    probabilities: Tensor
+    """[n, labels]"""
+    next_states: Tensor
+    """[n, state_size]."""
+
+
+class ReferenceLabelStep(nn.Module):
+    """Steps rows of a model that labels text."""
+
+    def __init__(self, network: LabellingNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, states: Tensor) -> LabelStep:
+        """tokens int64 [n], states [n, state_size] -> labels after them."""
+        logits, states = self.network.step(tokens, states)
+        return LabelStep(logits.softmax(dim=1), states)
+
+
+ReferenceStep = ReferenceWordStep | ReferenceValueStep | ReferenceNoteStep | ReferenceForecastStep | ReferenceLabelStep
 
 
 def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> ReferenceStep:
@@ -203,6 +226,8 @@ def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> Ref
         step = ReferenceWordStep(NextWordNetwork(NextWordConfig.from_dict(fields)))
     elif bundle.config.task == "forecasting":
         step = ReferenceForecastStep(ForecastingNetwork(ForecastingConfig.from_dict(fields)))
+    elif bundle.config.task in ("classification", "tagging"):
+        step = ReferenceLabelStep(LabellingNetwork(LabellingConfig.from_dict(fields)))
     elif bundle.config.task == "music":
         step = ReferenceNoteStep(MusicNetwork(MusicConfig.from_dict(fields)))
     else:

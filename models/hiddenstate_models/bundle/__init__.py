@@ -2,7 +2,7 @@
 
     config.json         what the network is, how it was trained, its scores, and the hashes of the other files
     model.safetensors   the weights, once
-    tokenizer.json      the vocabulary, for word models
+    tokenizer.json      the vocabulary, for models that read words
     step.onnx           one served step of many sessions; its weights are read from model.safetensors
     sequence.onnx       many steps of one session, where the network's task has it
     *.int8.*            weights in 8 bits and graphs that read them, where exported
@@ -25,6 +25,7 @@ from hiddenstate_models.bundle.config import (
     WEIGHTS_FILE,
     BundleConfig,
     FileFacts,
+    LabelSettings,
     Task,
     TextSettings,
     ValueSettings,
@@ -36,6 +37,7 @@ from hiddenstate_models.bundle.shapes import (
     SCALING_ROWS,
     CellShapes,
     ForecastNetwork,
+    LabelNetwork,
     Network,
     NoteNetwork,
     SeriesShapes,
@@ -66,6 +68,8 @@ __all__ = [
     "CellShapes",
     "FileFacts",
     "ForecastNetwork",
+    "LabelNetwork",
+    "LabelSettings",
     "Network",
     "NoteNetwork",
     "SeriesShapes",

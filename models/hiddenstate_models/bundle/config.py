@@ -16,7 +16,7 @@ INT8_SEQUENCE_FILE = "sequence.int8.onnx"
 CARD_FILE = "card.md"
 CURVE_FILE = "learning-curve.png"
 
-Task = Literal["next-word", "next-value", "music", "forecasting"]
+Task = Literal["next-word", "next-value", "music", "forecasting", "classification", "tagging"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -26,12 +26,14 @@ class _Frozen(BaseModel):
 
 
 class TextSettings(_Frozen):
-    """How a word model sees text."""
+    """How a model that reads words sees text."""
 
     lowercase: bool
     unknown_token: Annotated[int, Field(ge=0)]
     end_token: Annotated[int, Field(ge=0)]
     word_pattern: str
+    spelling_suffixes: tuple[Annotated[int, Field(ge=0, le=16)], ...] = ()
+    """Spelling classes of unknown words, see `spelling.classes`; empty where all are the unknown token."""
 
 
 class ValueSettings(_Frozen):
@@ -39,6 +41,15 @@ class ValueSettings(_Frozen):
 
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
     targets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class LabelSettings(_Frozen):
+    """What a model of labels says."""
+
+    names: Annotated[tuple[str, ...], Field(min_length=2)]
+    """In the order of their probabilities."""
+    look_ahead: Annotated[int, Field(ge=0)] = 0
+    """Tagging: a word's label comes with the answer to the observation so many steps after it."""
 
 
 class FileFacts(_Frozen):
@@ -60,6 +71,7 @@ class BundleConfig(_Frozen):
     parameters: PositiveInt
     text: TextSettings | None = None
     values: ValueSettings | None = None
+    labels: LabelSettings | None = None
     scores: dict[str, Any]
     training: dict[str, Any]
     files: dict[FileName, FileFacts]

@@ -23,7 +23,7 @@ from hiddenstate_models.bundle.config import (
     FileFacts,
 )
 from hiddenstate_models.bundle.onnx_files import external_files
-from hiddenstate_models.bundle.shapes import Network, SeriesShapes, WordNetwork, network_shapes
+from hiddenstate_models.bundle.shapes import LabelNetwork, Network, SeriesShapes, WordNetwork, network_shapes
 from hiddenstate_models.bundle.weights import StoredTensor, read_header
 from hiddenstate_models.errors import BundleCorruptError, BundleFormatError
 
@@ -123,21 +123,30 @@ class Bundle:
             raise BundleCorruptError(
                 f"{path}: state_size is {config.state_size}, but this network needs {network.served_state_size}"
             )
-        if isinstance(network, WordNetwork):
+        if isinstance(network, WordNetwork | LabelNetwork):
             self._check_text(network)
+        if isinstance(network, LabelNetwork):
+            self._check_labels(network)
         elif isinstance(network, SeriesShapes):
             self._check_values(network)
 
-    def _check_text(self, network: WordNetwork) -> None:
+    def _check_text(self, network: WordNetwork | LabelNetwork) -> None:
         path, text, size = self.folder / CONFIG_FILE, self.config.text, network.vocabulary_size
         if text is None:
-            raise BundleCorruptError(f"{path}: a next-word bundle needs the field 'text'")
+            raise BundleCorruptError(f"{path}: a {network.task} bundle needs the field 'text'")
         if len(self.vocabulary) != size:
             raise BundleCorruptError(
                 f"{self.folder / TOKENIZER_FILE} has {len(self.vocabulary)} words, but the network {size}"
             )
         if max(text.unknown_token, text.end_token) >= size:
             raise BundleCorruptError(f"{path}: unknown_token and end_token must be below {size}")
+
+    def _check_labels(self, network: LabelNetwork) -> None:
+        path, labels = self.folder / CONFIG_FILE, self.config.labels
+        if labels is None:
+            raise BundleCorruptError(f"{path}: a {network.task} bundle needs the field 'labels'")
+        if len(set(labels.names)) != network.labels:
+            raise BundleCorruptError(f"{path}: labels must name {network.labels} different labels, as the network has")
 
     def _check_values(self, network: SeriesShapes) -> None:
         path, values = self.folder / CONFIG_FILE, self.config.values
@@ -205,7 +214,7 @@ def _check_file(folder: Path, name: str, facts: FileFacts) -> None:
 
 
 def _check_listed(folder: Path, config: BundleConfig) -> None:
-    needed = [WEIGHTS_FILE, STEP_FILE] + [TOKENIZER_FILE] * (config.task == "next-word")
+    needed = [WEIGHTS_FILE, STEP_FILE] + [TOKENIZER_FILE] * (config.text is not None)
     for name in needed:
         if name not in config.files:
             raise BundleCorruptError(f"{folder / CONFIG_FILE} does not list {name}, which a {config.task} bundle needs")

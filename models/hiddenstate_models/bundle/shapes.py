@@ -274,7 +274,33 @@ class NoteNetwork(CellShapes):
         return shapes | {"head.weight": (self.notes, self.output_size), "head.bias": (self.notes,)}
 
 
-Network = WordNetwork | ValueNetwork | NoteNetwork | ForecastNetwork
+class LabelNetwork(CellShapes):
+    """Shapes of a network that labels text."""
+
+    task: Literal["classification", "tagging"]
+    vocabulary_size: PositiveInt
+    embedding_size: PositiveInt
+    labels: Annotated[int, Field(ge=2)]
+    pooling: Literal["last", "max", "mean"]
+
+    @property
+    def pool_size(self) -> int:
+        """Floats that pooling keeps: the largest outputs so far, or their sum and number."""
+        return {"last": 0, "max": self.output_size, "mean": self.output_size + 1}[self.pooling]
+
+    @property
+    def served_state_size(self) -> int:
+        """Floats in a session's row: the recurrent state and what pooling keeps."""
+        return self.state_size + self.pool_size
+
+    def tensors(self) -> dict[str, Shape]:
+        """Names and shapes of every weight."""
+        shapes: dict[str, Shape] = {"encoder.weight": (self.vocabulary_size, self.embedding_size)}
+        shapes |= self.cell_tensors(self.embedding_size)
+        return shapes | {"head.weight": (self.labels, self.output_size), "head.bias": (self.labels,)}
+
+
+Network = WordNetwork | ValueNetwork | NoteNetwork | ForecastNetwork | LabelNetwork
 
 
 def network_shapes(network: Mapping[str, Any]) -> Network:

@@ -47,7 +47,8 @@ def evaluate(
     """Print a model's scores beside its baselines.
 
     Next word: an interpolated Kneser-Ney 5-gram over the same vocabulary. Next value and forecasting: persistence and
-    seasonal naive. Music: how often each note sounds, and sounds on.
+    seasonal naive. Music: how often each note sounds, and sounds on. Classification: logistic regression on a bag of
+    words, and the most frequent label. Tagging: every word's most frequent tag.
     A run's scores are kept in it for the card of its bundle.
 
     Example: hiddenstate-models evaluate runs/books --data tests/book.txt
@@ -55,6 +56,33 @@ def evaluate(
     from hiddenstate_models.evaluation import commands
 
     commands.evaluate(source, data, baseline_data, as_json=as_json)
+
+
+@app.command()
+def tag(
+    source: Annotated[Path, typer.Argument(help="Folder of a training run (its best weights), or a bundle.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Text with a sentence a line; standard input if left out.", show_default=False)
+    ] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="The input has a word a line and blank lines between sentences (CoNLL).")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write; standard output if left out.")] = None,
+) -> None:
+    """Tag the words of sentences: any tagging model, those too that read backwards and cannot be served.
+
+    Writes a word and its tag a line, a blank line after every sentence.
+
+    Example: echo 'Peter Blackburn flew to Brussels.' | hiddenstate-models tag runs/names
+    """
+    from contextlib import ExitStack
+
+    from hiddenstate_models.evaluation import tagging
+
+    with ExitStack() as files:
+        lines = sys.stdin if data is None else files.enter_context(data.open(encoding="utf-8"))
+        target = sys.stdout if out is None else files.enter_context(out.open("w", encoding="utf-8"))
+        tagging.tag(source, lines, target, columns=columns)
 
 
 app.command()(gradients)

@@ -21,7 +21,9 @@ def export(
     ] = None,
     int8: Annotated[
         bool | None,
-        typer.Option("--int8/--no-int8", help="Add an int8 step and measure what it costs; by default for words."),
+        typer.Option(
+            "--int8/--no-int8", help="Add an int8 step and measure what it costs; by default for next-word models."
+        ),
     ] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="A line for the card on the data and its licence; repeatable.")
@@ -75,6 +77,9 @@ def summary(bundle: Bundle) -> Table:
     if config.text is not None:
         lowercase = ", lower-cased" if config.text.lowercase else ""
         facts["text"] = f"{len(bundle.vocabulary):,} words{lowercase}"
+    if config.labels is not None:
+        ahead = f", {config.labels.look_ahead} word(s) later" if config.labels.look_ahead else ""
+        facts["labels"] = ", ".join(config.labels.names) + ahead
     if config.values is not None:
         facts["columns"] = ", ".join(config.values.columns)
         facts["predicts"] = ", ".join(config.values.columns[target] for target in config.values.targets)

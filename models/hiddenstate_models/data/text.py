@@ -53,7 +53,7 @@ class Corpus:
 
 def train_tokenizer(documents: Iterable[list[str]], vocabulary_size: int, *, lowercase: bool) -> Tokenizer:
     """A word-level vocabulary of the most frequent words, with `<unk>` as 0 and `<eos>` as 1."""
-    counter = _tokenizer({}, lowercase=lowercase)
+    counter = word_tokenizer((), lowercase=lowercase)
     trainer = trainers.WordLevelTrainer(vocab_size=vocabulary_size, show_progress=False)
     counter.train_from_iterator(itertools.chain.from_iterable(documents), trainer)
     special = [UNKNOWN, END]
@@ -61,18 +61,16 @@ def train_tokenizer(documents: Iterable[list[str]], vocabulary_size: int, *, low
     return word_tokenizer(words, lowercase=lowercase)
 
 
-def word_tokenizer(words: Sequence[str], *, lowercase: bool, unknown: str = UNKNOWN) -> Tokenizer:
-    """Looks up words by their places; all others are the unknown one."""
-    return _tokenizer({word: i for i, word in enumerate(words)}, lowercase=lowercase, unknown=unknown)
-
-
-def _tokenizer(words: dict[str, int], *, lowercase: bool, unknown: str = UNKNOWN) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=unknown))
+def word_tokenizer(
+    words: Sequence[str], *, lowercase: bool, unknown: str = UNKNOWN, pattern: str = WORD_PATTERN
+) -> Tokenizer:
+    """Looks up words, which are the pattern's matches, by their places; all others are the unknown one."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))
     steps: list[normalizers.Normalizer] = [normalizers.Replace(old, new) for old, new in _JOINERS.items()]
     if lowercase:
         steps.append(normalizers.Lowercase())
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
     return tokenizer
 
 

@@ -5,25 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from hiddenstate_models.baselines.kneser_ney import KneserNey
 from hiddenstate_models.baselines.notes import NoteBaseline
-from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Bundle
+from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, Bundle
 from hiddenstate_models.data import text
+from hiddenstate_models.data.labelled import Side
 from hiddenstate_models.data.music import read_pieces
 from hiddenstate_models.data.series import Layout, Series, read_series
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation import music
 from hiddenstate_models.evaluation.forecasting import forecast_scores
+from hiddenstate_models.evaluation.labels import classification_scores, tagging_scores
+from hiddenstate_models.evaluation.sources import LABEL_TASKS, load_labeller, load_weights
 from hiddenstate_models.evaluation.values import averages, value_scores
 from hiddenstate_models.evaluation.words import baseline_scores, network_scores
-from hiddenstate_models.export.sources import BEST_WEIGHTS_FILE, RUN_FILE, SCORES_FILE
+from hiddenstate_models.export.sources import RUN_FILE, SCORES_FILE
 from hiddenstate_models.networks.forecasting import ForecastingConfig, ForecastingNetwork
 from hiddenstate_models.networks.music import MusicConfig, MusicNetwork
 from hiddenstate_models.networks.values import NextValueConfig, NextValueNetwork
@@ -59,6 +59,8 @@ def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *,
             scores = _evaluate_words(source, record, text.expand(data), baseline_data)
         elif task == "forecasting":
             scores = _evaluate_forecasts(source, record, text.expand(data))
+        elif task in LABEL_TASKS:
+            scores = _evaluate_labels(source, record, text.expand(data), baseline_data)
         elif task == "music":
             scores = _evaluate_music(source, record, text.expand(data), baseline_data)
         else:
@@ -79,7 +81,7 @@ def _evaluate_words(
     ends = record.data["options"]["documents"] if record else "auto"
     fields = record.network if record else Bundle.load(source).config.network
     network = NextWordNetwork(NextWordConfig.from_dict(fields))
-    fit_weights(network, _weights(source), source)
+    fit_weights(network, load_weights(source), source)
     tokenizer = Tokenizer.from_file(str(source / TOKENIZER_FILE))
     if tokenizer.get_vocab_size() != network.config.vocabulary_size:
         raise DataError(
@@ -105,7 +107,7 @@ def _evaluate_music(
     frames_per_beat = record.data["options"]["frames_per_beat"] if record else 2
     fields = record.network if record else Bundle.load(source).config.network
     network = MusicNetwork(MusicConfig.from_dict(fields))
-    fit_weights(network, _weights(source), source)
+    fit_weights(network, load_weights(source), source)
     baselines: dict[str, NoteBaseline] = {}
     if baseline_data:
         training = read_pieces(text.expand(baseline_data), "train", frames_per_beat=frames_per_beat)
@@ -121,6 +123,17 @@ def _evaluate_music(
     return scores
 
 
+def _evaluate_labels(
+    source: Path, record: RunRecord | None, files: Sequence[Path], baseline_data: Sequence[str]
+) -> Scores:
+    labeller = load_labeller(source)
+    learnt_from = text.expand(baseline_data)
+    if labeller.network.config.task == "tagging":
+        return {split: tagging_scores(labeller, paths, learnt_from) for split, paths in _splits(files).items()}
+    side: Side = record.data["options"]["label_column"] if record else "auto"
+    return {split: classification_scores(labeller, paths, learnt_from, side) for split, paths in _splits(files).items()}
+
+
 def _splits(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Every file by itself, and all together where there are several."""
     splits = {path.name: [path] for path in files}
@@ -133,7 +146,7 @@ def _evaluate_values(source: Path, record: RunRecord | None, files: Sequence[Pat
     """Every series by itself, or the mean over the series of a file that has many; and the mean over all."""
     fields = record.network if record else Bundle.load(source).config.network
     network = NextValueNetwork(NextValueConfig.from_dict(fields))
-    fit_weights(network, _weights(source), source)
+    fit_weights(network, load_weights(source), source)
     scores: Scores = {}
     every: Scores = {}
     for path in files:
@@ -149,7 +162,7 @@ def _evaluate_forecasts(source: Path, record: RunRecord | None, files: Sequence[
     """The ends of all series of each file, as many windows of them as were validated on."""
     fields = record.network if record else Bundle.load(source).config.network
     network = ForecastingNetwork(ForecastingConfig.from_dict(fields))
-    fit_weights(network, _weights(source), source)
+    fit_weights(network, load_weights(source), source)
     windows = record.data["options"]["windows"] if record else 1
     return {
         split: forecast_scores(network, _series(source, record, paths, network.config.columns), windows)
@@ -177,12 +190,6 @@ def _columns(source: Path) -> Sequence[str]:
     return values.columns if values else ()
 
 
-def _weights(source: Path) -> dict[str, torch.Tensor]:
-    path = source / BEST_WEIGHTS_FILE
-    tensors = load_file(path if path.exists() else source / WEIGHTS_FILE)
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in tensors.items()}
-
-
 def _table(split: str, rows: dict[str, dict[str, Any]]) -> Table:
     metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
     table = Table("", *metrics, title=split, title_justify="left", title_style="bold")
@@ -196,4 +203,4 @@ def _table(split: str, rows: dict[str, dict[str, Any]]) -> Table:
 def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1%}" if metric.endswith(("accuracy", "coverage")) else f"{value:.4g}"
+    return f"{value:.1%}" if metric.endswith(("accuracy", "coverage", "F1", "precision", "recall")) else f"{value:.4g}"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hiddenstate_models.bundle import ForecastNetwork, Network, NoteNetwork, ValueNetwork, WordNetwork
+from hiddenstate_models.bundle import ForecastNetwork, LabelNetwork, Network, NoteNetwork, ValueNetwork, WordNetwork
 
 _TASKS = {
     "next-word": (
@@ -26,11 +26,20 @@ _TASKS = {
         "unit that never change, so a series has to be of the scale the model was made for; a missing value (NaN) "
         "counts as the one before it."
     ),
+    "classification": (
+        "Reads a text word by word and says after every word what it takes the whole text for: the probability of "
+        "each label."
+    ),
+    "tagging": (
+        "Reads a sentence word by word and labels every word: the probability of each label, for the word as many "
+        "observations ago as it looks ahead. The end token, sent so many times, ends a sentence."
+    ),
     "music": (
         "Reads a piece frame by frame, which notes sound and which do not, and predicts the next frame: the "
         "probability of every note, and how surprising each frame was, in nats, summed over the notes."
     ),
 }
+_POOLINGS = {"max": "maximum", "mean": "mean"}
 _LIMITS = {
     "next-word": (
         "It knows the words of its vocabulary and counts all others as `<unk>`. It repeats what its training text "
@@ -50,6 +59,14 @@ _LIMITS = {
     "next-value, fixed": (
         "It looks one step ahead, and is told how wrong it usually is: the interval is as wide in quiet hours as in "
         "wild ones, and a surprise says that a value is unusual, not that something is broken."
+    ),
+    "classification": (
+        "It knows the words and the kind of text it learnt from, and repeats that text's prejudices. Its verdict is "
+        "about a text as a whole: what it says halfway is a guess from the beginning. Probabilities are not calibrated."
+    ),
+    "tagging": (
+        "It knows the words and the kind of text it learnt from; names of other places and times it finds less often. "
+        "Labels of neighbouring words are found one by one and need not make whole names."
     ),
     "music": (
         "Notes of a frame are independent of each other given what came before, so a chord that it writes may have "
@@ -87,6 +104,13 @@ def _network(config: Mapping[str, Any], network: Network) -> str:
     if isinstance(network, WordNetwork):
         facts.append(f"{network.vocabulary_size:,} words")
         facts.append("output layer tied to the embedding" if network.tied else "output layer of its own")
+    elif isinstance(network, LabelNetwork):
+        facts.append(f"{network.vocabulary_size:,} words")
+        facts.append(f"{network.labels} labels: {', '.join(config['labels']['names'])}")
+        if config["labels"]["look_ahead"]:
+            facts.append(f"looks {config['labels']['look_ahead']} word(s) ahead")
+        if network.pooling != "last":
+            facts.append(f"labels the {_POOLINGS[network.pooling]} of all outputs so far")
     elif isinstance(network, NoteNetwork):
         facts.append(f"{network.notes} notes from MIDI number {network.lowest} on")
     else:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from hiddenstate_models.bundle import Bundle, Task, TextSettings, ValueSettings, network_shapes
+from hiddenstate_models.bundle import Bundle, LabelSettings, Task, TextSettings, ValueSettings, network_shapes
 from hiddenstate_models.data.text import END, UNKNOWN, WORD_PATTERN
 from hiddenstate_models.export.writing import BundleContents, write_bundle
 
@@ -68,6 +68,26 @@ _TINY: dict[Task, dict[str, Any]] = {
         "horizon": 6,
         "seasons": [4],
     },
+    "classification": {
+        "cell": "lstm",
+        "hidden_sizes": [8],
+        "projection": None,
+        "dropout": 0.0,
+        "vocabulary_size": 50,
+        "embedding_size": 8,
+        "labels": 2,
+        "pooling": "max",
+    },
+    "tagging": {
+        "cell": "lstm",
+        "hidden_sizes": [8],
+        "projection": None,
+        "dropout": 0.0,
+        "vocabulary_size": 50,
+        "embedding_size": 8,
+        "labels": 5,
+        "pooling": "last",
+    },
     "music": {
         "cell": "gru",
         "hidden_sizes": [8],
@@ -86,10 +106,23 @@ def _settings(network: dict[str, Any]) -> dict[str, Any]:
         columns = tuple(f"column-{i}" for i in range(network["columns"]))
         return {"values": ValueSettings(columns=columns, targets=tuple(network["targets"]))}
     words = [UNKNOWN, END, "the", "a", ",", ".", "'s"]
+    if network["task"] == "tagging":
+        words += ["<Aa-on>", "<Aa>", "<0-0-0>"]
     words += [f"w{i}" for i in range(len(words), network["vocabulary_size"])]
     ids = {word: i for i, word in enumerate(words[: network["vocabulary_size"]])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
+    if network["task"] != "tagging":
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
-    text = TextSettings(lowercase=True, unknown_token=0, end_token=1, word_pattern=WORD_PATTERN)
-    return {"tokenizer": tokenizer.to_str(), "text": text}
+    text = TextSettings(
+        lowercase=network["task"] != "tagging",
+        unknown_token=0,
+        end_token=1,
+        word_pattern=WORD_PATTERN,
+        spelling_suffixes=(2, 0) if network["task"] == "tagging" else (),
+    )
+    settings = {"tokenizer": tokenizer.to_str(), "text": text}
+    if "labels" in network:
+        names = tuple(f"label-{i}" for i in range(network["labels"]))
+        settings["labels"] = LabelSettings(names=names, look_ahead=1 if network["task"] == "tagging" else 0)
+    return settings

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -17,12 +18,15 @@ from hiddenstate_models.bundle import (
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     Bundle,
+    LabelSettings,
     TextSettings,
     ValueSettings,
 )
 from hiddenstate_models.data import text
+from hiddenstate_models.data.labelled import TAGGED_WORD_PATTERN
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.export.writing import BundleContents, write_bundle
+from hiddenstate_models.labeller import Labeller
 
 RUN_FILE = "run.json"
 BEST_WEIGHTS_FILE = "best.safetensors"
@@ -41,7 +45,7 @@ class ExportOptions:
     dtype: Literal["float16", "float32"] | None = None
     """None: float16 for words, whose weights are many, float32 for values."""
     int8: bool | None = None
-    """None: for words, where it can be."""
+    """None: for next-word models, where it can be."""
     data: Sequence[str] = ()
     """Lines for the card on where the data comes from and under which licence."""
     licence: str | None = None
@@ -69,11 +73,12 @@ def export_source(source: Path, models: Path, options: ExportOptions) -> Bundle:
         training["licence"] = options.licence
     contents = replace(contents, name=name, version=options.version or next_version(models / name), training=training)
     is_text = contents.text is not None
+    is_next_word = contents.network["task"] == "next-word"
     return write_bundle(
         models,
         contents,
         dtype=options.dtype or ("float16" if is_text else "float32"),
-        int8=is_text and not contents.network.get("residual") if options.int8 is None else options.int8,
+        int8=is_next_word and not contents.network.get("residual") if options.int8 is None else options.int8,
         probe=probe,
     )
 
@@ -104,6 +109,8 @@ def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
         columns = tuple(data.get("columns") or _column_names(network["columns"]))
         return replace(contents, values=ValueSettings(columns=columns, targets=tuple(network["targets"]))), None
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    if record["task"] in ("classification", "tagging"):
+        return _labels(contents, record, tokenizer), None
     words = text.vocabulary(tokenizer)
     settings = TextSettings(
         lowercase=data["options"]["lowercase"],
@@ -113,6 +120,33 @@ def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
     )
     contents = replace(contents, tokenizer=tokenizer.to_str(), text=settings)
     return contents, _validation_tokens(tokenizer, data)
+
+
+def _labels(contents: BundleContents, record: dict[str, Any], tokenizer: Tokenizer) -> BundleContents:
+    """As it is served: what characters say of a word is a part of its embedding."""
+    weights = {name: torch.from_numpy(array.astype(np.float32)) for name, array in contents.weights.items()}
+    labeller = Labeller.of_run(record, tokenizer, weights)
+    config, lexicon = labeller.network.config, labeller.lexicon
+    if not config.streams:
+        raise DataError(
+            "this model reads whole sentences (--bidirectional or --crf) and cannot be served word by word; "
+            "use it by `hiddenstate-models tag`, or train one without them"
+        )
+    settings = TextSettings(
+        lowercase=lexicon.lowercase,
+        unknown_token=lexicon.unknown,
+        end_token=lexicon.end,
+        word_pattern=TAGGED_WORD_PATTERN if record["task"] == "tagging" else text.WORD_PATTERN,
+        spelling_suffixes=lexicon.suffixes,
+    )
+    return replace(
+        contents,
+        network=config.served(),
+        weights={name: tensor.numpy() for name, tensor in labeller.network.served_weights().items()},
+        tokenizer=tokenizer.to_str(),
+        text=settings,
+        labels=LabelSettings(names=labeller.names, look_ahead=labeller.look_ahead),
+    )
 
 
 def _from_bundle(folder: Path) -> tuple[BundleContents, Probe]:
@@ -128,6 +162,7 @@ def _from_bundle(folder: Path) -> tuple[BundleContents, Probe]:
         tokenizer=tokenizer.read_text(encoding="utf-8") if config.text else None,
         text=config.text,
         values=config.values,
+        labels=config.labels,
         scores=scores,
         training=config.training,
         learning_curve=_existing(folder / CURVE_FILE),

@@ -4,9 +4,18 @@ from collections.abc import Mapping
 
 from onnx import ModelProto
 
-from hiddenstate_models.bundle import ForecastNetwork, Network, NoteNetwork, StoredTensor, ValueNetwork, WordNetwork
+from hiddenstate_models.bundle import (
+    ForecastNetwork,
+    LabelNetwork,
+    Network,
+    NoteNetwork,
+    StoredTensor,
+    ValueNetwork,
+    WordNetwork,
+)
 from hiddenstate_models.export.forecasting import forecast_step
 from hiddenstate_models.export.graph import GraphBuilder
+from hiddenstate_models.export.labels import label_graph
 from hiddenstate_models.export.music import note_graph
 from hiddenstate_models.export.products import Float32Products, Limits, Products
 from hiddenstate_models.export.traversal import MANY_STEPS, ONE_STEP, Traversal
@@ -50,7 +59,7 @@ def sequence_model(
 
 def _graph(
     tensors: Mapping[str, StoredTensor],
-    network: WordNetwork | NoteNetwork,
+    network: WordNetwork | NoteNetwork | LabelNetwork,
     products: Products,
     limits: Limits,
     traversal: Traversal,
@@ -58,4 +67,6 @@ def _graph(
     graph = GraphBuilder(tensors)
     if isinstance(network, WordNetwork):
         return word_graph(graph, network, products, limits, traversal)
+    if isinstance(network, LabelNetwork):
+        return label_graph(graph, network, products, traversal)
     return note_graph(graph, network, products, traversal)

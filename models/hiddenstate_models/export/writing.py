@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from hiddenstate_models import bundle as layout
-from hiddenstate_models.bundle import Bundle, TextSettings, ValueSettings, WordNetwork
+from hiddenstate_models.bundle import Bundle, LabelSettings, TextSettings, ValueSettings, WordNetwork
 from hiddenstate_models.errors import BundleError
 from hiddenstate_models.export.card import card
 from hiddenstate_models.export.int8_loss import add_int8_step
@@ -33,9 +33,10 @@ class BundleContents:
     weights: Mapping[str, npt.NDArray[np.floating[Any]]]
     """The network's weights by their names in its state_dict."""
     tokenizer: str | None = None
-    """tokenizer.json of a word model."""
+    """tokenizer.json of a model that reads words."""
     text: TextSettings | None = None
     values: ValueSettings | None = None
+    labels: LabelSettings | None = None
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Split -> model or baseline -> metric -> number."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +62,7 @@ def write_bundle(
             model of values or notes, whose products are too small to gain from it, or of residual connections,
             whose sums have no bound.
     """
-    if int8 and contents.text is None:
+    if int8 and contents.network["task"] != "next-word":
         raise BundleError("int8 is for next-word models; others are so small that it makes them no faster")
     if int8 and contents.network.get("residual"):
         raise BundleError("int8 is not for residual connections: what they add up has no bound to quantise it by")
@@ -112,7 +113,7 @@ def _write_files(
         "scores": {split: dict(rows) for split, rows in contents.scores.items()},
         "training": dict(contents.training),
     }
-    for key, settings in (("text", contents.text), ("values", contents.values)):
+    for key, settings in (("text", contents.text), ("values", contents.values), ("labels", contents.labels)):
         if settings is not None:
             config[key] = settings.model_dump(mode="json")
     if int8 and isinstance(network, WordNetwork) and contents.text is not None:

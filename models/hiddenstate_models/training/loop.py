@@ -62,7 +62,7 @@ class Task(Protocol):
         ...
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Scores on held-out data; "loss" is the one that decides which epoch was best."""
+        """Scores on held-out data; "error", where there is one, or else "loss" decides which epoch was best."""
         ...
 
 
@@ -322,9 +322,10 @@ class Trainer:
         self._network.train()
         if not math.isfinite(scores["loss"]):
             raise diverged(f"the validation loss is {scores['loss']} after epoch {progress.epoch + 1}")
-        improved = scores["loss"] < progress.best_loss
+        decisive = scores.get("error", scores["loss"])
+        improved = decisive < progress.best_loss
         if improved:
-            progress.best_loss, progress.best_epoch = scores["loss"], progress.epoch
+            progress.best_loss, progress.best_epoch = decisive, progress.epoch
         else:
             progress.plateaus += 1
         training_loss = progress.epoch_loss / max(progress.epoch_count, 1)
