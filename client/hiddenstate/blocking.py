@@ -19,10 +19,12 @@ from hiddenstate.predictions import (
     FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
+    LabelPredictions,
     NotePrediction,
     NotePredictions,
     Prediction,
     Predictions,
+    TaggedWord,
     ValuePrediction,
     ValuePredictions,
     WordPrediction,
@@ -88,7 +90,8 @@ class Session:
 
         A word or a text (the prediction is then the one after its last word), a number (None: missing), a row
         or mapping of the model's columns, or the MIDI numbers of the notes that sound. A forecasting model answers
-        with a ForecastPrediction. Raises InvalidInput and everything that can happen to a session.
+        with a ForecastPrediction, a model of labels with a LabelPrediction (see `label`). Raises InvalidInput and
+        everything that can happen to a session.
         """
         return self._run(cast(Coroutine[Any, Any, Prediction], self._session.observe(x, timeout=timeout)))
 
@@ -107,6 +110,21 @@ class Session:
         work: Coroutine[Any, Any, Predictions]
         work = self._session.observe_many(xs, timeout=timeout)
         return self._run(work)
+
+    def label(self, text: str | Sequence[str], *, timeout: float | None = None) -> LabelPredictions:
+        """Feeds a text or words to a model of labels: what it says after each of them, as columns.
+
+        As `observe_many`, with its type told. Raises InvalidInput where the model labels nothing.
+        """
+        return self._run(self._session.label(text, timeout=timeout))
+
+    def tag(self, sentence: str | Sequence[str], *, timeout: float | None = None) -> list[TaggedWord]:
+        """The label of every word of a whole sentence, a text or words.
+
+        The session stays where it is: a copy of it reads the sentence, and where the model looks ahead its end too.
+        Raises InvalidInput where the model does not tag words.
+        """
+        return self._run(self._session.tag(sentence, timeout=timeout))
 
     def peek(self, *, timeout: float | None = None) -> Prediction:
         """The current prediction again; nothing changes."""

@@ -17,6 +17,7 @@ from hiddenstate.descriptions import Model, Vocabulary, vocabulary_of
 from hiddenstate.errors import HiddenstateError, InvalidInput
 from hiddenstate.predictions import (
     FleetForecastPredictions,
+    FleetLabelPredictions,
     FleetNotePredictions,
     FleetPredictions,
     FleetWordPredictions,
@@ -24,13 +25,17 @@ from hiddenstate.predictions import (
     ForecastPredictions,
     Frame,
     GeneratedWord,
+    LabelPrediction,
+    LabelPredictions,
     NotePrediction,
     NotePredictions,
+    TaggedWord,
     ValuePrediction,
     ValuePredictions,
     WordPrediction,
     WordPredictions,
     forecast_prediction,
+    label_prediction,
     note_prediction,
     value_prediction,
     word_prediction,
@@ -87,8 +92,8 @@ class Wanted:
         return self.paths is None and self.quantiles is None
 
 
-class WordCodec:
-    """For next-word models: words and texts in, tokens int32 [n] on the wire."""
+class _TextCodec:
+    """Words and texts in, tokens int32 [n] on the wire."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -119,6 +124,10 @@ class WordCodec:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self._vocabulary.words):
             raise InvalidInput(f"tokens go from 0 to {len(self._vocabulary.words) - 1} in this model")
         return tokens.astype(np.int32)
+
+
+class WordCodec(_TextCodec):
+    """For next-word models."""
 
     def generating(self, handle: int, wanted: Wanted) -> Generating:
         """The call that generates what is `wanted`."""
@@ -158,6 +167,54 @@ class WordCodec:
     def fleet_predictions(self, columns: Columns, errors: Errors) -> FleetWordPredictions:
         """One a row, with what went wrong by id."""
         return FleetWordPredictions(columns, self._vocabulary, errors)
+
+
+class LabelCodec(_TextCodec):
+    """For models of labels."""
+
+    def __init__(self, vocabulary: Vocabulary, names: Sequence[str], look_ahead: int) -> None:
+        super().__init__(vocabulary)
+        self._names = tuple(names)
+        self._look_ahead = look_ahead
+
+    def generating(self, _handle: int, _wanted: Wanted) -> Generating:
+        """There is nothing to go on with."""
+        raise InvalidInput("this model labels what it reads; it generates nothing")
+
+    def generated(self, _piece: Piece, _wanted: Wanted) -> list[Any]:
+        """Never asked for, since `generating` refuses."""
+        raise NotImplementedError
+
+    def again(self, _generated: Sequence[Any]) -> Inputs:
+        """Never asked for, since `generating` refuses."""
+        raise NotImplementedError
+
+    def sentence(self, words: Any) -> tuple[list[str], Inputs]:
+        """A sentence's words, and what is observed of it: they, and as many end tokens as the model looks ahead."""
+        if isinstance(words, str):
+            words = self._vocabulary.split(words)
+        words = list(words)
+        ends = np.full(self._look_ahead, self._vocabulary.end_token, np.int32)
+        return words, np.concatenate([self.many(words), ends])
+
+    def tagged(self, words: Sequence[str], columns: Columns) -> list[TaggedWord]:
+        """The words with their labels, from the answers to what `sentence` gave."""
+        probabilities = columns.probabilities[self._look_ahead :]
+        best = probabilities.argmax(axis=1)
+        pairs = zip(words, best.tolist(), probabilities[np.arange(len(words)), best].tolist(), strict=True)
+        return [TaggedWord(word, self._names[label], probability) for word, label, probability in pairs]
+
+    def prediction(self, columns: Columns) -> LabelPrediction:
+        """After the last row."""
+        return label_prediction(columns, -1, self._names)
+
+    def predictions(self, columns: Columns) -> LabelPredictions:
+        """One a row."""
+        return LabelPredictions(columns, self._names)
+
+    def fleet_predictions(self, columns: Columns, errors: Errors) -> FleetLabelPredictions:
+        """One a row, with what went wrong by id."""
+        return FleetLabelPredictions(columns, self._names, errors)
 
 
 class _Series:
@@ -326,7 +383,7 @@ class NoteCodec:
         return FleetNotePredictions(columns, self._notes, errors)
 
 
-Codec = WordCodec | ValueCodec | ForecastCodec | NoteCodec
+Codec = WordCodec | ValueCodec | ForecastCodec | NoteCodec | LabelCodec
 
 
 def codec_of(model: Model) -> Codec:
@@ -335,6 +392,8 @@ def codec_of(model: Model) -> Codec:
         return WordCodec(vocabulary_of(model))
     if model.task == "forecasting":
         return ForecastCodec(model.columns, model.targets, model.horizon)
+    if model.vocabulary is not None and model.label_names:
+        return LabelCodec(model.vocabulary, model.label_names, model.look_ahead)
     if model.task == "music":
         return NoteCodec(model.notes)
     return ValueCodec(model.columns, model.targets)

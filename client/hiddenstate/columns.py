@@ -33,7 +33,7 @@ class Columns:
     degrees_of_freedom: Array
     """float32 [n, horizon * targets]; infinite for a Gaussian."""
     probabilities: Array
-    """float32 [n, notes]: that each note sounds in the next frame."""
+    """float32 [n, labels]: of each label; or float32 [n, notes]: that each note sounds in the next frame."""
 
     def __len__(self) -> int:
         return len(self.steps)

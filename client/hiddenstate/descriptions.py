@@ -13,10 +13,11 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
+from hiddenstate import spelling
 from hiddenstate.errors import InvalidInput, ServerError
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
-Task = Literal["next-word", "next-value", "forecasting", "music"]
+Task = Literal["next-word", "next-value", "forecasting", "music", "classification", "tagging"]
 Place = Literal["arena", "memory", "store"]
 """In a row ready for the next observation, packed on its way to the store, or in the store alone."""
 
@@ -40,15 +41,18 @@ class Vocabulary:
     """Ends a document or a line."""
     word_pattern: str
     top_k: int
-    """Predictions an answer carries."""
+    """Predictions an answer carries; 0 where it carries labels."""
+    spelling_suffixes: tuple[int, ...] = ()
+    """Lengths of the suffixes that tell unknown words apart; none: each is the unknown word."""
 
     def reads_like(self, other: Vocabulary) -> bool:
         """Whether texts and tokens mean the same to both."""
-        return (self.words, self.lowercase, self.unknown_token, self.word_pattern) == (
+        return (self.words, self.lowercase, self.unknown_token, self.word_pattern, self.spelling_suffixes) == (
             other.words,
             other.lowercase,
             other.unknown_token,
             other.word_pattern,
+            other.spelling_suffixes,
         )
 
     def split(self, text: str) -> list[str]:
@@ -57,8 +61,13 @@ class Vocabulary:
         return [match.group() for match in self._pattern.finditer(text)]
 
     def token(self, word: str) -> int:
-        """Token of one word; the unknown token where the model does not know it."""
-        return self._tokens.get(word.lower() if self.lowercase else word, self.unknown_token)
+        """Token of one word; where the model does not know it, that of its spelling class or the unknown token."""
+        word = word.lower() if self.lowercase else word
+        known = self._tokens.get(word)
+        if known is not None:
+            return known
+        names = spelling.classes(word, self.spelling_suffixes)
+        return next((self._tokens[name] for name in names if name in self._tokens), self.unknown_token)
 
     def tokens(self, words: Iterable[str]) -> NDArray[np.int32]:
         """int32 [n]: the words' tokens."""
@@ -99,7 +108,7 @@ class Model:
     live_sessions: int
     runtime: str
     vocabulary: Vocabulary | None
-    """Of next-word models."""
+    """Of models that read words."""
     columns: tuple[str, ...]
     """Input columns of models of values."""
     targets: tuple[int, ...]
@@ -108,9 +117,15 @@ class Model:
     """Steps that a model of values predicts ahead."""
     notes: range
     """MIDI numbers of the notes that a music model reads and predicts."""
+    label_names: tuple[str, ...] = ()
+    """Of models of labels."""
+    look_ahead: int = 0
+    """Of tagging models: a word's label comes with the answer to the observation so many steps after it."""
 
     def reads_like(self, other: Model) -> bool:
         """Whether observations, and predictions, mean the same to both."""
+        if (self.label_names, self.look_ahead) != (other.label_names, other.look_ahead):
+            return False
         if self.vocabulary is None or other.vocabulary is None:
             return (self.vocabulary, self.columns, self.targets) == (other.vocabulary, other.columns, other.targets)
         return self.vocabulary.reads_like(other.vocabulary)
@@ -123,6 +138,8 @@ class Model:
             pb.TASK_NEXT_VALUE: "next-value",
             pb.TASK_FORECASTING: "forecasting",
             pb.TASK_MUSIC: "music",
+            pb.TASK_CLASSIFICATION: "classification",
+            pb.TASK_TAGGING: "tagging",
         }
         if message.task not in tasks:
             raise ServerError(f"model {message.name} has a task this SDK does not know; update hiddenstate")
@@ -143,6 +160,7 @@ class Model:
                 text.end_token,
                 text.word_pattern,
                 text.top_k,
+                tuple(text.spelling_suffixes),
             )
             if message.HasField("text")
             else None,
@@ -150,6 +168,8 @@ class Model:
             targets=tuple(message.values.targets),
             horizon=message.values.horizon,
             notes=range(message.notes.lowest, message.notes.lowest + message.notes.count),
+            label_names=tuple(message.labels.names),
+            look_ahead=message.labels.look_ahead,
         )
 
 
@@ -220,6 +240,8 @@ def _time(stamp: Timestamp) -> datetime:
 
 def vocabulary_of(model: Model) -> Vocabulary:
     """The vocabulary of a next-word model; raises InvalidInput for any other."""
+    if model.label_names:
+        raise InvalidInput(f"{model.name} labels what it reads; it predicts no words")
     if model.vocabulary is None:
         what = "notes and takes frames of them" if model.task == "music" else "values and takes numbers"
         raise InvalidInput(f"{model.name} predicts {what}, not words")

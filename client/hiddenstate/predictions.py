@@ -114,7 +114,36 @@ class NotePrediction:
         return frozenset(note for note, probability in self.probabilities.items() if probability > 0.5)
 
 
-Prediction = WordPrediction | ValuePrediction | ForecastPrediction | NotePrediction
+@dataclass(frozen=True)
+class LabelPrediction:
+    """What is said of the text so far, or of the word `look_ahead` steps ago."""
+
+    probabilities: dict[str, float]
+    """Of each label, in the model's order; 1 in all."""
+    step: int
+    """Observations in the session's state."""
+
+    @property
+    def label(self) -> str:
+        """The most probable one."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable label."""
+        return max(self.probabilities.values())
+
+
+class TaggedWord(NamedTuple):
+    """A word of a sentence and its label."""
+
+    word: str
+    label: str
+    probability: float
+    """Of the label."""
+
+
+Prediction = WordPrediction | ValuePrediction | ForecastPrediction | NotePrediction | LabelPrediction
 
 
 class GeneratedWord(NamedTuple):
@@ -260,7 +289,30 @@ class NotePredictions(_Rows[NotePrediction]):
         return note_prediction(self._columns, row, self._notes)
 
 
-Predictions = WordPredictions | ValuePredictions | ForecastPredictions | NotePredictions
+class LabelPredictions(_Rows[LabelPrediction]):
+    """A column of labels: indexing gives a LabelPrediction, the attributes are arrays. No surprise is known (NaN)."""
+
+    def __init__(self, columns: Columns, names: Sequence[str]) -> None:
+        super().__init__(columns)
+        self.names = tuple(names)
+        """The model's labels."""
+        self.probabilities: NDArray[np.float32] = columns.probabilities
+        """float32 [n, labels]: of each of them."""
+
+    @cached_property
+    def labels(self) -> NDArray[np.object_]:
+        """object [n]: the most probable labels; None in rows without an answer."""
+        labels: NDArray[np.object_] = np.array(self.names, dtype=object)[
+            np.nan_to_num(self.probabilities).argmax(axis=1)
+        ]
+        labels[np.isnan(self.probabilities).any(axis=1)] = None
+        return labels
+
+    def _row(self, row: int) -> LabelPrediction:
+        return label_prediction(self._columns, row, self.names)
+
+
+Predictions = WordPredictions | ValuePredictions | ForecastPredictions | NotePredictions | LabelPredictions
 
 
 class FleetWordPredictions(WordPredictions):
@@ -297,7 +349,19 @@ class FleetNotePredictions(NotePredictions):
         self.errors = errors or {}
 
 
-FleetAnswers = FleetWordPredictions | FleetPredictions | FleetForecastPredictions | FleetNotePredictions
+class FleetLabelPredictions(LabelPredictions):
+    """Labels of a fleet, row i for id i; `errors` has what went wrong, by id."""
+
+    def __init__(
+        self, columns: Columns, names: Sequence[str], errors: dict[Any, HiddenstateError] | None = None
+    ) -> None:
+        super().__init__(columns, names)
+        self.errors = errors or {}
+
+
+FleetAnswers = (
+    FleetWordPredictions | FleetPredictions | FleetForecastPredictions | FleetNotePredictions | FleetLabelPredictions
+)
 
 
 def word_prediction(columns: Columns, row: int, vocabulary: Vocabulary) -> WordPrediction:
@@ -340,6 +404,14 @@ def note_prediction(columns: Columns, row: int, notes: range) -> NotePrediction:
     return NotePrediction(
         probabilities=dict(zip(notes, columns.probabilities[row].tolist(), strict=True)),
         surprise=float(columns.surprises[row]),
+        step=int(columns.steps[row]),
+    )
+
+
+def label_prediction(columns: Columns, row: int, names: Sequence[str]) -> LabelPrediction:
+    """Row `row` of `columns` as an object."""
+    return LabelPrediction(
+        probabilities=dict(zip(names, columns.probabilities[row].tolist(), strict=True)),
         step=int(columns.steps[row]),
     )
 

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from hiddenstate.calls import Call, Kind
 from hiddenstate.calls import Session as SessionState
 from hiddenstate.catalog import Catalog
-from hiddenstate.codec import Codec, Notes, Row, Value, Values, Wanted, codec_of
+from hiddenstate.codec import Codec, LabelCodec, Notes, Row, Value, Values, Wanted, codec_of
 from hiddenstate.columns import Columns
 from hiddenstate.connection import Connection
 from hiddenstate.descriptions import Model
 from hiddenstate.errors import HiddenstateError, InvalidInput, fresh
 from hiddenstate.generation import AsyncGeneration
 from hiddenstate.predictions import (
+    LabelPredictions,
     NotePrediction,
     NotePredictions,
     Prediction,
     Predictions,
+    TaggedWord,
     ValuePrediction,
     ValuePredictions,
     WordPrediction,
@@ -95,7 +97,8 @@ class AsyncSession:
 
         A word or a text (the prediction is then the one after its last word), a number (None: missing), a row
         or mapping of the model's columns, or the MIDI numbers of the notes that sound. A forecasting model answers
-        with a ForecastPrediction. Raises InvalidInput and everything that can happen to a session.
+        with a ForecastPrediction, a model of labels with a LabelPrediction (see `label`). Raises InvalidInput and
+        everything that can happen to a session.
         """
         return self._codec.prediction(await self._observe(self._codec.one(x), timeout))
 
@@ -116,6 +119,31 @@ class AsyncSession:
             return self._codec.predictions(Columns.missing(None, 0))
         parts = [await self._observe(inputs[i : i + CHUNK], timeout) for i in range(0, len(inputs), CHUNK)]
         return self._codec.predictions(Columns.concatenate(parts))
+
+    async def label(self, text: str | Sequence[str], *, timeout: float | None = None) -> LabelPredictions:
+        """Feeds a text or words to a model of labels: what it says after each of them, as columns.
+
+        As `observe_many`, with its type told. Raises InvalidInput where the model labels nothing.
+        """
+        self._labels()
+        predictions = await self.observe_many(text, timeout=timeout)
+        assert isinstance(predictions, LabelPredictions)
+        return predictions
+
+    async def tag(self, sentence: str | Sequence[str], *, timeout: float | None = None) -> list[TaggedWord]:
+        """The label of every word of a whole sentence, a text or words.
+
+        The session stays where it is: a copy of it reads the sentence, and where the model looks ahead its end too.
+        Raises InvalidInput where the model does not tag words.
+        """
+        codec = self._labels()
+        if self._model.task != "tagging":
+            raise InvalidInput(f"{self._model.name} labels whole texts, not words; observe them")
+        words, inputs = codec.sentence(sentence)
+        if not words:
+            return []
+        async with await self.fork(timeout=timeout) as copy:
+            return codec.tagged(words, await copy._observe(inputs, timeout))
 
     async def peek(self, *, timeout: float | None = None) -> Prediction:
         """The current prediction again; nothing changes."""
@@ -262,6 +290,11 @@ class AsyncSession:
         )
         self._generation = generation if wanted.commit else None
         return generation
+
+    def _labels(self) -> LabelCodec:
+        if not isinstance(self._codec, LabelCodec):
+            raise InvalidInput(f"{self._model.name} predicts what comes next; it labels nothing")
+        return self._codec
 
     async def _observe(self, inputs: NDArray[Any], timeout: float | None) -> Columns:
         self._require_usable()

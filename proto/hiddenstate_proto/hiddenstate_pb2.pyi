@@ -1096,7 +1096,7 @@ class Model(_message.Message):
     """What computes: onnxruntime or torch, the device and the precision."""
     @_builtins.property
     def text(self) -> Global___Text:
-        """Set for word models."""
+        """Set for models that read words."""
 
     @_builtins.property
     def values(self) -> Global___Values:
@@ -1136,7 +1136,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Text(_message.Message):
-    """How a word model sees text."""
+    """How a model that reads words sees text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1146,6 +1146,7 @@ class Text(_message.Message):
     END_TOKEN_FIELD_NUMBER: _builtins.int
     WORD_PATTERN_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    SPELLING_SUFFIXES_FIELD_NUMBER: _builtins.int
     lowercase: _builtins.bool
     """Words are lower-cased before they are looked up."""
     unknown_token: _builtins.int
@@ -1155,10 +1156,19 @@ class Text(_message.Message):
     word_pattern: _builtins.str
     """Regular expression whose matches in a text are its words."""
     top_k: _builtins.int
-    """Predictions an answer carries."""
+    """Predictions an answer carries; 0 where it carries labels."""
     @_builtins.property
     def vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Words by id. Left empty in lists."""
+
+    @_builtins.property
+    def spelling_suffixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tells unknown words apart by how they are spelled; empty: each is the unknown word. Otherwise a word that is not in
+        the vocabulary is looked up again as `<SHAPE-SUFFIX>`, for each of these lengths of the suffix in turn that is
+        less than the word's own and whose letters are all letters, and as `<SHAPE>` for length 0; the first entry found
+        is its token. The shape is the word with every run of capital letters replaced by `A`, of other letters by `a`,
+        and of digits by `0`; the suffix is the word's end in small letters: `Johnson` is `<Aa-son>`, or `<Aa>`.
+        """
 
     def __init__(
         self,
@@ -1169,10 +1179,11 @@ class Text(_message.Message):
         end_token: _builtins.int = ...,
         word_pattern: _builtins.str = ...,
         top_k: _builtins.int = ...,
+        spelling_suffixes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_token", b"end_token", "lowercase", b"lowercase", "top_k", b"top_k", "unknown_token", b"unknown_token", "vocabulary", b"vocabulary", "word_pattern", b"word_pattern"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_token", b"end_token", "lowercase", b"lowercase", "spelling_suffixes", b"spelling_suffixes", "top_k", b"top_k", "unknown_token", b"unknown_token", "vocabulary", b"vocabulary", "word_pattern", b"word_pattern"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     random_bundle(models, "music", seed=5)
     random_bundle(models, "forecasting", seed=6)
     random_bundle(models, "forecasting", name="outlook", seed=7, columns=2, targets=[1, 0])
+    with real_server(models, tmp_path_factory.mktemp("log")) as address:
+        yield address
+
+
+@contextmanager
+def real_server(models: Path, logs: Path) -> Iterator[str]:
+    """Serves a model folder on a free port; the address."""
     command = [str(Path(sys.executable).with_name("hiddenstate-server")), "--models", str(models)]
     command += ["--port", "0", "--metrics-port", "0", "--host", "127.0.0.1", "--log-level", "warning"]
-    log = tmp_path_factory.mktemp("log") / "server.log"
+    log = logs / "server.log"
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         while not (found := re.search(r"ready on \S+:(\d+)", log.read_text())):
             if process.poll() is not None:

@@ -195,6 +195,27 @@ def compose(
 
 
 @app.command()
+def label(
+    model: Annotated[str, typer.Option(help="A model of labels.")],
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    token: Token = None,
+    tenant: Tenant = None,
+) -> None:
+    """Label lines of text: each as a whole, word by word, or every word of it.
+
+    A model that classifies says after every word what it takes the line for so
+    far; the verdict is at its end. A model that tags says what every word is.
+
+    [bold]Example[/bold]  echo "a fine film, if a little long" | hiddenstate label --model sentiment
+    """
+    from hiddenstate.cli.label import label as run
+
+    with plain_errors():
+        run(Access(server, timeout, token, tenant), model, sys.stdin)
+
+
+@app.command()
 def models(
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = DEFAULT_TIMEOUT,

@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from typer.core import TyperGroup
 
-from hiddenstate import Client, NotePrediction, Prediction, WordPrediction
+from hiddenstate import Client, LabelPrediction, NotePrediction, Prediction, WordPrediction
 from hiddenstate.aio import DEFAULT_SERVER
 from hiddenstate.cli.console import (
     DEFAULT_TIMEOUT,
@@ -234,6 +234,8 @@ def watch(
 
 
 def _line(prediction: Prediction) -> str:
+    if isinstance(prediction, LabelPrediction):
+        return f"{prediction.step:>8,} {'-':>9}   {prediction.label} ({prediction.probability:.0%})"
     if isinstance(prediction, WordPrediction):
         expected = expected_words(prediction)
     elif isinstance(prediction, NotePrediction):

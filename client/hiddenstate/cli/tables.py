@@ -29,7 +29,7 @@ def show_models(access: Access, as_json: bool) -> None:
         table.add_row(
             f"[bold]{model.name}[/bold]@{model.version}",
             model.task.removeprefix("next-"),
-            model.description,
+            f"{model.description}, labels {', '.join(model.label_names)}" if model.label_names else model.description,
             _bytes(model.state_bytes),
             f"{model.live_sessions:,}",
             model.runtime,

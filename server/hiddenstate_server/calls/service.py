@@ -30,6 +30,8 @@ _HAND_OVER_SECONDS = 5.0
 _TASKS: dict[Task, pb.Task.ValueType] = {
     "next-word": pb.TASK_NEXT_WORD,
     "next-value": pb.TASK_NEXT_VALUE,
+    "classification": pb.TASK_CLASSIFICATION,
+    "tagging": pb.TASK_TAGGING,
     "music": pb.TASK_MUSIC,
     "forecasting": pb.TASK_FORECASTING,
 }
@@ -196,8 +198,12 @@ def describe(model: ServedModel, *, vocabulary: bool = True) -> pb.Model:
         message.text.end_token = info.text.end_token
         message.text.word_pattern = info.text.word_pattern
         message.text.top_k = model.top_k
+        message.text.spelling_suffixes.extend(info.text.spelling_suffixes)
         if vocabulary:
             message.text.vocabulary.extend(info.text.vocabulary)
+        if info.labels is not None:
+            message.labels.names.extend(info.labels.names)
+            message.labels.look_ahead = info.labels.look_ahead
     elif info.notes is not None:
         message.notes.lowest, message.notes.count = info.notes.lowest, info.notes.count
     else:

@@ -78,6 +78,10 @@ class Generating:
         """Queues a continuation behind what the session has; a ServerError where it cannot be."""
         model.check_open(stream, row)
         asked = Asked(stream, model, frame.handle, frame.call)
+        if model.info.task not in self._asked_for:
+            raise errors.InputInvalid(
+                f"{model.info.name} labels what it reads and goes on with nothing; do not generate"
+            )
         continuation = self._asked_for[model.info.task](asked, frame)
         self._check_room(stream, continuation.rows)
         self._rows += continuation.rows

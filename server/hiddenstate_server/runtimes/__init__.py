@@ -42,9 +42,9 @@ class ProbabilityOutputs(NamedTuple):
     """Columns of a step of n rows that answers how probable each of a few things is."""
 
     surprises: FloatArray
-    """[n], nats."""
+    """[n], nats; NaN of labels, which predict nothing that is observed."""
     probabilities: FloatArray
-    """[n, notes]: that each note sounds in the next frame."""
+    """[n, labels]: of each label; or [n, notes]: that each note sounds in the next frame."""
 
 
 Outputs: TypeAlias = WordOutputs | ValueOutputs | ProbabilityOutputs

@@ -121,6 +121,31 @@ class OnnxValues:
         return each_column(outputs, lambda column: np.full_like(column, np.nan)), state
 
 
+class OnnxLabels:
+    """The graphs of a model that labels text."""
+
+    def __init__(self, step: Path, sequence: Path | None, *, state_size: int, end_token: int, precision: str) -> None:
+        self.state_size = state_size
+        self.description = f"onnxruntime cpu {precision}"
+        self._graphs = Graphs(step, sequence, ["probabilities"])
+        self.makes_runs = self._graphs.has_sequence
+        self._end_token = end_token
+
+    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
+        """Tokens int64 [n]."""
+        probabilities, next_states = self._graphs.step({"tokens": inputs, "states": states})
+        return ProbabilityOutputs(np.full(len(inputs), np.nan, np.float32), probabilities), next_states
+
+    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
+        """Tokens int64 [n]."""
+        probabilities, next_state = self._graphs.run({"tokens": inputs, "states": state})
+        return ProbabilityOutputs(np.full(len(inputs), np.nan, np.float32), probabilities), next_state
+
+    def initial(self) -> tuple[Outputs, FloatArray]:
+        """The row after the end of a sentence, which every sentence begins with."""
+        return self.step(np.array([self._end_token]), np.zeros((1, self.state_size), np.float32))
+
+
 class OnnxNotes:
     """The graphs of a music model."""
 

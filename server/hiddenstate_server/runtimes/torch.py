@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiddenstate_models.bundle import Bundle, NoteNetwork, SeriesShapes
+from hiddenstate_models.bundle import Bundle, LabelNetwork, NoteNetwork, SeriesShapes, WordNetwork
 from hiddenstate_models.reference import ReferenceWordStep, reference_step
 from hiddenstate_server.runtimes import (
     FloatArray,
@@ -42,7 +42,8 @@ class TorchRuntime:
         network = bundle.network
         self._columns = network.columns if isinstance(network, SeriesShapes) else 0
         self._notes = network.notes if isinstance(network, NoteNetwork) else 0
-        self._arguments = () if self._text is None else (min(top_k, len(bundle.vocabulary)),)
+        self._labels = isinstance(network, LabelNetwork)
+        self._arguments = (min(top_k, len(bundle.vocabulary)),) if isinstance(network, WordNetwork) else ()
         self._graphs = {} if device == "cpu" else {size: self._capture(size) for size in _BUCKETS}
 
     def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
@@ -87,6 +88,8 @@ class TorchRuntime:
 
     def _named(self, columns: tuple[Tensor, ...]) -> tuple[Outputs, FloatArray]:
         *arrays, states = (column.numpy() for column in columns)
+        if self._labels:
+            return ProbabilityOutputs(np.full(len(states), np.nan, np.float32), *arrays), states
         if self._notes:
             return ProbabilityOutputs(*arrays), states
         if self._text is None:

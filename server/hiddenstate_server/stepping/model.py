@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hiddenstate_models import spelling
 from hiddenstate_models.bundle import Task
 from hiddenstate_models.limits import LARGEST_VALUE
 from hiddenstate_server import errors
@@ -70,7 +71,7 @@ Act: TypeAlias = Callable[[Batch, float], None]
 
 @dataclass(frozen=True)
 class TextInfo:
-    """How a word model sees text."""
+    """How a model that reads words sees text."""
 
     vocabulary: Sequence[str]
     token_ids: Mapping[str, int]
@@ -78,13 +79,14 @@ class TextInfo:
     unknown_token: int
     end_token: int
     word_pattern: str
+    spelling_suffixes: tuple[int, ...] = ()
 
     def tokens(self, words: Sequence[str]) -> NDArray[np.int64]:
-        """Ids of words; the unknown token where a word is not in the vocabulary."""
-        ids, unknown = self.token_ids, self.unknown_token
+        """Ids of words; where a word is not in the vocabulary, that of its spelling class or the unknown token."""
+        ids, suffixes, unknown = self.token_ids, self.spelling_suffixes, self.unknown_token
         if self.lowercase:
             words = [word.lower() for word in words]
-        return np.array([ids.get(word, unknown) for word in words], np.int64)
+        return np.array([spelling.token(word, ids, suffixes, unknown) for word in words], np.int64)
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,20 @@ class NotesInfo:
 
 
 @dataclass(frozen=True)
+class LabelsInfo:
+    """What a model of labels says."""
+
+    names: tuple[str, ...]
+    """In the order of their probabilities."""
+    look_ahead: int
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """What a model is, as clients see it; `text` is set for words, `columns` for values, `notes` for music."""
+    """What a model is, as clients see it.
+
+    `text` is set for words, `columns` for values, `notes` for music; `labels`, beside `text`, for labels of words.
+    """
 
     name: str
     version: str
@@ -112,6 +126,7 @@ class ModelInfo:
     horizon: int = 1
     """Steps ahead that values are predicted."""
     notes: NotesInfo | None = None
+    labels: LabelsInfo | None = None
     digest: str = ""
     """Of the bundle: two bundles with the same one are the same."""
 
@@ -246,7 +261,8 @@ class ServedModel:
         if durable:
             columns.append(self.table.durable.view(np.uint64))
         self._singles = SingleReplies(dict(zip(self._fields, columns, strict=True)), max_batch)
-        self._vocabulary = () if info.text is None else info.text.vocabulary
+        # Of words that are answered: labels have none.
+        self._vocabulary = () if info.text is None or info.labels is not None else info.text.vocabulary
 
     @property
     def session_bytes(self) -> int:
@@ -255,8 +271,8 @@ class ServedModel:
 
     @property
     def top_k(self) -> int:
-        """Words in a prediction."""
-        return int(self.arena.outputs[1].shape[1])
+        """Words in a prediction; 0 where it is of labels."""
+        return int(self.arena.outputs[1].shape[1]) if self.info.labels is None else 0
 
     @property
     def sessions(self) -> int:

@@ -60,6 +60,8 @@ def check_related(source: ModelInfo, target: ModelInfo) -> None:
     """InputInvalid unless the one takes what the other observes."""
     if (source.task, source.columns, source.notes) != (target.task, target.columns, target.notes):
         raise errors.InputInvalid(f"{target} observes something else than {source}; open a new session with it")
+    if source.labels != target.labels:
+        raise errors.InputInvalid(f"{target} has other labels than {source}; open a new session with it")
 
 
 def translation(source: ModelInfo, target: ModelInfo) -> NDArray[np.int64] | None:

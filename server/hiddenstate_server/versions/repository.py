@@ -18,16 +18,17 @@ from hiddenstate_models.bundle import (
     STEP_FILE,
     Bundle,
     ForecastNetwork,
+    LabelNetwork,
     NoteNetwork,
 )
 from hiddenstate_models.errors import BundleError
 from hiddenstate_server.errors import StartError
 from hiddenstate_server.runtimes import InputArray, Runtime
 from hiddenstate_server.runtimes.head import WordHead
-from hiddenstate_server.runtimes.onnx import OnnxNotes, OnnxValues, OnnxWords
+from hiddenstate_server.runtimes.onnx import OnnxLabels, OnnxNotes, OnnxValues, OnnxWords
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.stepping.engine import calibrated_batch, calibrated_run
-from hiddenstate_server.stepping.model import ModelInfo, NotesInfo, TextInfo
+from hiddenstate_server.stepping.model import LabelsInfo, ModelInfo, NotesInfo, TextInfo
 
 
 class LoadedModel(NamedTuple):
@@ -119,6 +120,12 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
     step = bundle.folder / (INT8_STEP_FILE if int8 else STEP_FILE)
     sequence_file = INT8_SEQUENCE_FILE if int8 else SEQUENCE_FILE
     sequence = bundle.folder / sequence_file if sequence_file in config.files else None
+    network = bundle.network
+    if isinstance(network, LabelNetwork):
+        assert config.text is not None
+        return OnnxLabels(
+            step, sequence, state_size=config.state_size, end_token=config.text.end_token, precision=settings.precision
+        )
     if config.text is not None:
         return OnnxWords(
             step,
@@ -129,7 +136,6 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
             end_token=config.text.end_token,
             precision=settings.precision,
         )
-    network = bundle.network
     if isinstance(network, NoteNetwork):
         return OnnxNotes(
             step, sequence, state_size=config.state_size, notes=network.notes, precision=settings.precision
@@ -143,7 +149,7 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
 def _info(bundle: Bundle) -> ModelInfo:
     config = bundle.config
     description = f"{bundle.network.description}, {config.parameters:,} parameters"
-    text, values, shapes = config.text, config.values, bundle.network
+    text, values, labels, shapes = config.text, config.values, config.labels, bundle.network
     return ModelInfo(
         name=config.name,
         version=str(config.version),
@@ -161,9 +167,11 @@ def _info(bundle: Bundle) -> ModelInfo:
             unknown_token=text.unknown_token,
             end_token=text.end_token,
             word_pattern=text.word_pattern,
+            spelling_suffixes=text.spelling_suffixes,
         ),
         columns=() if values is None else values.columns,
         targets=() if values is None else values.targets,
         horizon=shapes.horizon if isinstance(shapes, ForecastNetwork) else 1,
+        labels=None if labels is None else LabelsInfo(labels.names, labels.look_ahead),
         notes=NotesInfo(shapes.lowest, shapes.notes) if isinstance(shapes, NoteNetwork) else None,
     )
