@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +31,55 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-class Graphs:
-    """A model's graphs of one step and, where it has one, of a sequence of them."""
+class OnnxModel:
+    """A model's graph of one step and, where it has one, that of a sequence of them.
 
-    def __init__(self, step: Path, sequence: Path | None, outputs: Sequence[str]) -> None:
+    What kinds of models differ in is how inputs are fed, what becomes of the graph's columns, and what comes first.
+    """
+
+    def __init__(
+        self, step: Path, sequence: Path | None, columns: Sequence[str], *, state_size: int, precision: str
+    ) -> None:
+        """`columns` are the graphs' outputs beside the states."""
+        self.state_size = state_size
+        self.description = f"onnxruntime cpu {precision}"
+        self.makes_runs = sequence is not None
         self._step = open_session(step)
         self._sequence = None if sequence is None else open_session(sequence)
-        self._names = [*outputs, "next_states"]
+        self._names = [*columns, "next_states"]
 
-    @property
-    def has_sequence(self) -> bool:
-        """Whether `run` can be called."""
-        return self._sequence is not None
+    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
+        """See Runtime."""
+        return self._computed(self._step, inputs, states)
 
-    def step(self, feed: Mapping[str, InputArray]) -> list[Any]:
-        """The columns of outputs and the next states."""
-        found: list[Any] = self._step.run(self._names, feed)
-        return found
-
-    def run(self, feed: Mapping[str, InputArray]) -> list[Any]:
-        """The same of inputs of one row after each other."""
+    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
+        """See RunRuntime."""
         assert self._sequence is not None
-        found: list[Any] = self._sequence.run(self._names, feed)
-        return found
+        return self._computed(self._sequence, inputs, state)
+
+    def initial(self) -> tuple[Outputs, FloatArray]:
+        """See Runtime."""
+        raise NotImplementedError
+
+    def _computed(
+        self, session: onnxruntime.InferenceSession, inputs: InputArray, states: FloatArray
+    ) -> tuple[Outputs, FloatArray]:
+        *columns, next_states = session.run(self._names, {**self._feed(inputs), "states": states})
+        return self._outputs(columns), next_states
+
+    def _first(self, inputs: InputArray) -> tuple[Outputs, FloatArray]:
+        """The row after one input."""
+        return self.step(inputs, np.zeros((1, self.state_size), np.float32))
+
+    def _feed(self, inputs: InputArray) -> dict[str, InputArray]:
+        raise NotImplementedError
+
+    def _outputs(self, columns: Sequence[Any]) -> Outputs:
+        raise NotImplementedError
 
 
-class OnnxWords:
-    """The graphs of a next-word model."""
+class OnnxWords(OnnxModel):
+    """A next-word model; inputs are tokens int64 [n]."""
 
     def __init__(
         self,
@@ -70,103 +92,76 @@ class OnnxWords:
         end_token: int,
         precision: str,
     ) -> None:
-        self.state_size = state_size
+        super().__init__(step, sequence, WordOutputs._fields, state_size=state_size, precision=precision)
         self.log_probabilities = head.log_probabilities
-        self.description = f"onnxruntime cpu {precision}"
-        self._graphs = Graphs(step, sequence, WordOutputs._fields)
-        self.makes_runs = self._graphs.has_sequence
         self._k = np.array([top_k], np.int64)
         self._end_token = end_token
 
-    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Tokens int64 [n]."""
-        *columns, next_states = self._graphs.step({"tokens": inputs, "states": states, "k": self._k})
-        return WordOutputs(*columns), next_states
-
-    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Tokens int64 [n]."""
-        *columns, next_state = self._graphs.run({"tokens": inputs, "states": state, "k": self._k})
-        return WordOutputs(*columns), next_state
-
     def initial(self) -> tuple[Outputs, FloatArray]:
         """The row after the end of a document, so that there is a prediction before the first word."""
-        outputs, state = self.step(np.array([self._end_token]), np.zeros((1, self.state_size), np.float32))
+        outputs, state = self._first(np.array([self._end_token]))
         return outputs._replace(surprises=np.full(1, np.nan, np.float32)), state
 
+    def _feed(self, inputs: InputArray) -> dict[str, InputArray]:
+        return {"tokens": inputs, "k": self._k}
 
-class OnnxValues:
-    """The graphs of a next-value or forecasting model."""
+    def _outputs(self, columns: Sequence[Any]) -> Outputs:
+        return WordOutputs(*columns)
+
+
+class OnnxValues(OnnxModel):
+    """A next-value or forecasting model; inputs are values float64 [n, columns]."""
 
     def __init__(self, step: Path, sequence: Path | None, *, state_size: int, columns: int, precision: str) -> None:
-        self.state_size = state_size
-        self.description = f"onnxruntime cpu {precision}"
-        self._graphs = Graphs(step, sequence, ValueOutputs._fields)
-        self.makes_runs = self._graphs.has_sequence
+        super().__init__(step, sequence, ValueOutputs._fields, state_size=state_size, precision=precision)
         self._columns = columns
-
-    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Values float64 [n, columns]."""
-        *columns, next_states = self._graphs.step({"values": inputs, "states": states})
-        return ValueOutputs(*columns), next_states
-
-    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Values float64 [n, columns]."""
-        *columns, next_state = self._graphs.run({"values": inputs, "states": state})
-        return ValueOutputs(*columns), next_state
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """A row of zeros, and no prediction (NaN) before the first value."""
-        state = np.zeros((1, self.state_size), np.float32)
-        outputs, _ = self.step(np.zeros((1, self._columns)), state)
-        return each_column(outputs, lambda column: np.full_like(column, np.nan)), state
+        outputs, _ = self._first(np.zeros((1, self._columns)))
+        nothing = each_column(outputs, lambda column: np.full_like(column, np.nan))
+        return nothing, np.zeros((1, self.state_size), np.float32)
+
+    def _feed(self, inputs: InputArray) -> dict[str, InputArray]:
+        return {"values": inputs}
+
+    def _outputs(self, columns: Sequence[Any]) -> Outputs:
+        return ValueOutputs(*columns)
 
 
-class OnnxLabels:
-    """The graphs of a model that labels text."""
+class OnnxLabels(OnnxModel):
+    """A model that labels text; inputs are tokens int64 [n]."""
 
     def __init__(self, step: Path, sequence: Path | None, *, state_size: int, end_token: int, precision: str) -> None:
-        self.state_size = state_size
-        self.description = f"onnxruntime cpu {precision}"
-        self._graphs = Graphs(step, sequence, ["probabilities"])
-        self.makes_runs = self._graphs.has_sequence
+        super().__init__(step, sequence, ["probabilities"], state_size=state_size, precision=precision)
         self._end_token = end_token
-
-    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Tokens int64 [n]."""
-        probabilities, next_states = self._graphs.step({"tokens": inputs, "states": states})
-        return ProbabilityOutputs(np.full(len(inputs), np.nan, np.float32), probabilities), next_states
-
-    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Tokens int64 [n]."""
-        probabilities, next_state = self._graphs.run({"tokens": inputs, "states": state})
-        return ProbabilityOutputs(np.full(len(inputs), np.nan, np.float32), probabilities), next_state
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """The row after the end of a sentence, which every sentence begins with."""
-        return self.step(np.array([self._end_token]), np.zeros((1, self.state_size), np.float32))
+        return self._first(np.array([self._end_token]))
+
+    def _feed(self, inputs: InputArray) -> dict[str, InputArray]:
+        return {"tokens": inputs}
+
+    def _outputs(self, columns: Sequence[Any]) -> Outputs:
+        (probabilities,) = columns
+        return ProbabilityOutputs(np.full(len(probabilities), np.nan, np.float32), probabilities)
 
 
-class OnnxNotes:
-    """The graphs of a music model."""
+class OnnxNotes(OnnxModel):
+    """A music model; inputs are frames float64 [n, notes] of 0 and 1."""
 
     def __init__(self, step: Path, sequence: Path | None, *, state_size: int, notes: int, precision: str) -> None:
-        self.state_size = state_size
-        self.description = f"onnxruntime cpu {precision}"
-        self._graphs = Graphs(step, sequence, ProbabilityOutputs._fields)
-        self.makes_runs = self._graphs.has_sequence
+        super().__init__(step, sequence, ProbabilityOutputs._fields, state_size=state_size, precision=precision)
         self._notes = notes
-
-    def step(self, inputs: InputArray, states: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Frames float64 [n, notes] of 0 and 1."""
-        *columns, next_states = self._graphs.step({"values": inputs, "states": states})
-        return ProbabilityOutputs(*columns), next_states
-
-    def run(self, inputs: InputArray, state: FloatArray) -> tuple[Outputs, FloatArray]:
-        """Frames float64 [n, notes] of 0 and 1."""
-        *columns, next_state = self._graphs.run({"values": inputs, "states": state})
-        return ProbabilityOutputs(*columns), next_state
 
     def initial(self) -> tuple[Outputs, FloatArray]:
         """The row after a silent frame, so that there is a prediction before the first one."""
-        outputs, state = self.step(np.zeros((1, self._notes)), np.zeros((1, self.state_size), np.float32))
+        outputs, state = self._first(np.zeros((1, self._notes)))
         return outputs._replace(surprises=np.full(1, np.nan, np.float32)), state
+
+    def _feed(self, inputs: InputArray) -> dict[str, InputArray]:
+        return {"values": inputs}
+
+    def _outputs(self, columns: Sequence[Any]) -> Outputs:
+        return ProbabilityOutputs(*columns)
