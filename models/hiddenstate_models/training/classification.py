@@ -18,10 +18,10 @@ from hiddenstate_models.data.lexicon import Lexicon
 from hiddenstate_models.data.sentences import Sentences
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.networks.labels import IGNORED, LabellingConfig, LabellingNetwork
+from hiddenstate_models.training.holding_out import held_out
 from hiddenstate_models.training.labels import (
     Documents,
     LabelOptions,
-    held_out,
     labels_facts,
     numbered,
     read_through,
@@ -120,7 +120,7 @@ def _prepare(told: Told[ClassificationOptions], resumed: Path | None) -> Prepare
     if told.valid:
         validation = read_texts(text.expand(told.valid), settings.label_column)
     else:
-        training, validation = held_out(training)
+        training, validation = held_out(training, "sentences", "name validation files with --valid")
     names = names_of(one.label for one in training)
     words = words_of(training)
     lexicon = settings.lexicon(words, resumed)

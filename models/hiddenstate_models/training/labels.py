@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor
 from hiddenstate_models.data import text
 from hiddenstate_models.data.lexicon import SUFFIXES, Lexicon
 from hiddenstate_models.data.sentences import PADDING, Sentences
-from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.labels import IGNORED, LabellingConfig, LabellingNetwork
 from hiddenstate_models.training.cell_options import CellFlags, with_default
 from hiddenstate_models.training.options import option
@@ -22,8 +22,6 @@ from hiddenstate_models.training.options import option
 TOKENIZER_FILE = "tokenizer.json"
 
 _EVALUATION_LANES = 64
-_HELD_OUT = 20
-_Item = TypeVar("_Item")
 
 Documents = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 """Tokens and targets of each sentence."""
@@ -87,17 +85,6 @@ class LabelOptions(CellFlags):
         rates = self.forget + (1 - self.forget) * self.forget_rare / (self.forget_rare + counts.clamp(min=1))
         network.encoder.forget(torch.from_numpy(lexicon.in_place()), rates)
         return network
-
-
-def held_out(items: list[_Item]) -> tuple[list[_Item], list[_Item]]:
-    """Items to learn from and every twentieth one to validate on.
-
-    Raises:
-        DataError: there are too few.
-    """
-    if len(items) < _HELD_OUT:
-        raise DataError(f"{len(items)} sentences are too few to hold some out: name validation files with --valid")
-    return [item for i, item in enumerate(items) if (i + 1) % _HELD_OUT], items[_HELD_OUT - 1 :: _HELD_OUT]
 
 
 def numbered(labels: Sequence[str], names: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -13,14 +13,13 @@ from hiddenstate_models.baselines.notes import NoteBaseline
 from hiddenstate_models.data import text
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.music import Piece, has_parts, read_pieces, transposed
-from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.music import IGNORED, MusicConfig, MusicNetwork, frame_losses
 from hiddenstate_models.training.cell_options import CellFlags, with_default
+from hiddenstate_models.training.holding_out import held_out
 from hiddenstate_models.training.options import TrainingOptions, option
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
-_HELD_OUT = 20
-"""Without validation files every so-many-th piece is held out."""
 _EVALUATION_LANES = 64
 _EVALUATION_STEPS = 64
 
@@ -130,14 +129,12 @@ def _prepare(told: Told[MusicOptions], _resumed: Path | None) -> Prepared:
 
 def _pieces(data: list[str], valid: list[str], frames_per_beat: int) -> tuple[list[Piece], list[Piece]]:
     """Pieces to learn from and to validate on: the parts of the files, files of their own, or every twentieth piece."""
-    held_out = [path for path in text.expand(valid) if not has_parts(path)]
-    paths = [path for path in text.expand(data) if path not in held_out]
+    unseen = [path for path in text.expand(valid) if not has_parts(path)]
+    paths = [path for path in text.expand(data) if path not in unseen]
     pieces = read_pieces(paths, "train", frames_per_beat=frames_per_beat)
     if valid:
         return pieces, read_pieces(text.expand(valid), "valid", frames_per_beat=frames_per_beat)
-    if len(pieces) < _HELD_OUT:
-        raise DataError(f"{len(pieces)} pieces are too few to hold some out: name validation files with --valid")
-    return [piece for i, piece in enumerate(pieces) if (i + 1) % _HELD_OUT], pieces[_HELD_OUT - 1 :: _HELD_OUT]
+    return held_out(pieces, "pieces", "name validation files with --valid")
 
 
 MUSIC = Recipe(

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from hiddenstate_models.data import text
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.text import Corpus
-from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.words import IGNORED, NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.cell_options import CellFlags, with_default
+from hiddenstate_models.training.holding_out import held_out
 from hiddenstate_models.training.objectives import FullSoftmax, SampledSoftmax, smoothing
 from hiddenstate_models.training.options import TrainingOptions, option
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 
-_HELD_OUT = 20
-"""Without validation files every so-many-th document is held out."""
 _TOKENIZER_FILE = "tokenizer.json"
 _EVALUATION_LANES = 64
 _EVALUATION_STEPS = 35
@@ -162,13 +161,13 @@ def _prepare(told: Told[NextWordOptions], resumed: Path | None) -> Prepared:
         tokenizer = text.train_tokenizer(training, words.vocabulary, lowercase=words.lowercase)
     size = tokenizer.get_vocab_size()
     config = words.network(size)
-    corpus, held_out = text.encode(tokenizer, training), text.encode(tokenizer, validation)
-    task = NextWordTask(corpus, held_out, size, told.training, words)
+    corpus, unseen = text.encode(tokenizer, training), text.encode(tokenizer, validation)
+    task = NextWordTask(corpus, unseen, size, told.training, words)
     unknown = float((corpus.tokens == tokenizer.token_to_id(text.UNKNOWN)).mean())
     facts = {
         "documents": len(corpus.starts),
         "tokens an epoch": task.lanes.steps_per_epoch,
-        "validation tokens": len(held_out.tokens),
+        "validation tokens": len(unseen.tokens),
         "vocabulary": f"{size:,} words, {unknown:.2%} of the text unknown",
     }
     files = {_TOKENIZER_FILE: tokenizer.to_str(pretty=True)}
@@ -182,12 +181,8 @@ def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[
     documents = list(text.read_documents(text.expand(data), ends))
     if valid:
         return documents, list(text.read_documents(text.expand(valid), ends))
-    if len(documents) < _HELD_OUT:
-        raise DataError(
-            f"{len(documents)} documents are too few to hold some out: name validation text with --valid, "
-            "or say where documents end with --documents"
-        )
-    return [d for i, d in enumerate(documents) if (i + 1) % _HELD_OUT], documents[_HELD_OUT - 1 :: _HELD_OUT]
+    advice = "name validation text with --valid, or say where documents end with --documents"
+    return held_out(documents, "documents", advice)
 
 
 NEXT_WORD = Recipe(

@@ -17,10 +17,10 @@ from hiddenstate_models.data.lexicon import Lexicon
 from hiddenstate_models.data.sentences import PADDING, Sentences
 from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.labels import IGNORED, LabellingConfig, LabellingNetwork
+from hiddenstate_models.training.holding_out import held_out
 from hiddenstate_models.training.labels import (
     Documents,
     LabelOptions,
-    held_out,
     labels_facts,
     numbered,
     read_through,
@@ -147,7 +147,7 @@ def _prepare(told: Told[TaggingOptions], resumed: Path | None) -> Prepared:
     if told.valid:
         validation = read_tagged(text.expand(told.valid))
     else:
-        training, validation = held_out(training)
+        training, validation = held_out(training, "sentences", "name validation files with --valid")
     names = names_of(tag for sentence in training for tag in sentence.tags)
     words = [sentence.words for sentence in training]
     lexicon = settings.lexicon(words, resumed)
