@@ -109,17 +109,21 @@ class ReferenceValueStep(nn.Module):
         never = anchors.isnan()
         # What a fixed mean is away from the last value; an online anchor is the last value.
         away = (anchors - last_values(scaling, self.network.config.columns)[:, self.targets]).nan_to_num(0.0)
-        remembered = [away + units * prediction.locations, served.scales.masked_fill(never, 0.0)]
-        if self.network.config.distribution == "student-t":
-            remembered.append(prediction.degrees_of_freedom)
-        row = [recurrent, scaling, *remembered]
-        return ValueStep(
-            surprises,
-            served.locations,
-            served.scales.masked_fill(never, torch.nan),
-            prediction.degrees_of_freedom,
-            torch.cat([piece.to(states.dtype) for piece in row], dim=1),
-        )
+        offsets = away + units * prediction.locations
+        remembered = _remembered(offsets, served, never)[: self.parameters_each]
+        row = torch.cat([piece.to(states.dtype) for piece in (recurrent, scaling, *remembered)], dim=1)
+        return _value_step(surprises, served, never, row)
+
+
+def _remembered(offsets: Tensor, served: Prediction, never: Tensor) -> list[Tensor]:
+    """What a row keeps of a prediction, parameter by parameter; a Gaussian has the first two."""
+    return [offsets, served.scales.masked_fill(never, 0.0), served.degrees_of_freedom]
+
+
+def _value_step(surprises: Tensor, served: Prediction, never: Tensor, row: Tensor) -> ValueStep:
+    """Answers with a prediction in the client's units; `never` is where nothing has been seen."""
+    scales = served.scales.masked_fill(never, torch.nan)
+    return ValueStep(surprises, served.locations, scales, served.degrees_of_freedom, row)
 
 
 def _surprises(moves: Tensor, memory: Tensor, parameters: int) -> Tensor:
@@ -180,17 +184,9 @@ class ReferenceForecastStep(nn.Module):
         anchors, units = origins.anchors[0].unsqueeze(1), origins.units[0].unsqueeze(1)
         served = in_units(prediction, anchors, units)
         never = anchors.isnan()
-        remembered = [units * prediction.locations, served.scales.masked_fill(never, 0.0)]
-        if self.network.config.distribution == "student-t":
-            remembered.append(prediction.degrees_of_freedom)
-        row = [state, *(field[:, 0] for field in remembered)]
-        return ValueStep(
-            surprises,
-            served.locations,
-            served.scales.masked_fill(never, torch.nan),
-            prediction.degrees_of_freedom,
-            torch.cat([piece.to(states.dtype) for piece in row], dim=1),
-        )
+        remembered = _remembered(units * prediction.locations, served, never)[: self.parameters_each]
+        row = torch.cat([state, *(field[:, 0].to(states.dtype) for field in remembered)], dim=1)
+        return _value_step(surprises, served, never, row)
 
 
 class LabelStep(NamedTuple):
