@@ -61,7 +61,7 @@ class TrainingOptions:
     gradient_regulariser: float = option(
         0.0,
         "Weight of a penalty on steps that shorten or lengthen the error going back through them (Pascanu et al., "
-        "2013); an update takes two to three times as long; 0: none.",
+        "2013); while it is on, cells run step by step instead of all at once; 0: none.",
     )
     average: Literal["none", "ema", "asgd", "nt-asgd"] = option(
         "none",
