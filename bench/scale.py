@@ -195,12 +195,11 @@ class Run:
     async def whole(self) -> None:
         """Everything, in order."""
         with self._scale.server() as server:
-            resident = [(0, Usage(server.pid).resident())]
-            await self._open_all(server, resident)
+            before = Usage(server.pid).resident()
+            await self._open_all(server.port)
             await self._all_durable()
             await asyncio.sleep(SETTLING_SECONDS)
-            resident.append((self._scale.sessions, Usage(server.pid).resident()))
-            self._note_sizes(resident)
+            self._note_sizes(before, Usage(server.pid).resident())
             await self._bring_back_singly()
             await self._bring_back_in_frames()
             await self._all_durable()
@@ -218,13 +217,13 @@ class Run:
     def _task(self, name: str, total: int) -> TaskID:
         return self._progress.add_task(name, total=total)
 
-    async def _open_all(self, server: Started, resident: list[tuple[int, int]]) -> None:
-        """Opens all, stream after stream; adds how many are open, and the server's bytes, to `resident` after each."""
+    async def _open_all(self, port: int) -> None:
+        """Opens all, stream after stream."""
         task = self._task("open", self._scale.sessions)
         begun = time.perf_counter()
         for first in range(0, self._scale.sessions, PER_STREAM):
             holder, count = Holder(), min(PER_STREAM, self._scale.sessions - first)
-            await holder.connect(server.port)
+            await holder.connect(port)
             await holder.open(count)
             self._holders.append(holder)
             for at in range(0, count, FRAME):
@@ -232,7 +231,6 @@ class Run:
                 for step in range(1, STEPS + 1):
                     await holder.observe(handles, values(first + handles, step))
                 self._progress.advance(task, len(handles))
-            resident.append((first + count, Usage(server.pid).resident()))
         rate = self._scale.sessions / (time.perf_counter() - begun)
         self._note(f"opened, with {STEPS} observations each, sessions/s", f"{rate:,.0f}")
 
@@ -246,16 +244,12 @@ class Run:
             self._progress.advance(task)
         self._note("until the last observation was durable, s", f"{time.perf_counter() - begun:.2f}")
 
-    def _note_sizes(self, resident: list[tuple[int, int]]) -> None:
-        """From how many sessions were open, and the server's bytes, in the course of opening."""
-        (_, before), (sessions, after) = resident[0], resident[-1]
-        half, at_half = min(resident, key=lambda at: abs(at[0] - sessions / 2))
+    def _note_sizes(self, before: int, after: int) -> None:
+        """From the server's bytes without sessions and with all of them."""
         self._note("bytes of state", f"{4 * self._model.info.state_size:,}")
         self._note("resident memory in all, MiB", f"{after / 2**20:,.0f}")
-        self._note("its growth a session, bytes", f"{(after - before) / sessions:,.0f}")
-        if half < sessions:
-            self._note("the same in the second half of opening", f"{(after - at_half) / (sessions - half):,.0f}")
-        self._note("disk a session, bytes", f"{self._scale.on_disk / sessions:,.0f}")
+        self._note("its growth a session, bytes", f"{(after - before) / self._scale.sessions:,.0f}")
+        self._note("disk a session, bytes", f"{self._scale.on_disk / self._scale.sessions:,.0f}")
 
     async def _bring_back_singly(self) -> None:
         task = self._task("bring back one by one", SINGLES)
