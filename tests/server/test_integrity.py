@@ -12,7 +12,7 @@ from tests.server.doubles import Clock, make_host
 from tests.server.wire import close, opening, words
 
 from hiddenstate_server.sessions.host import Host
-from hiddenstate_server.sessions.integrity import Inspection
+from hiddenstate_server.sessions.integrity import Inspection, checks
 from hiddenstate_server.stepping.directory import Ended
 from hiddenstate_server.stepping.model import ServedModel
 
@@ -72,6 +72,21 @@ def test_nothing_is_wrong() -> None:
     for _ in range(50):
         inspection.go_on()
     assert failures(host) == 0
+
+
+@pytest.mark.parametrize("parts", range(4))
+def test_a_model_may_be_unloaded_between_two_parts(parts: int) -> None:
+    host, _, values = make_host(Clock())
+    going_on = checks(host)
+    for _ in range(parts):
+        next(going_on)
+    for model in list(host.models):
+        model.retired = True
+    host.unload_retired()
+    assert host.models == []
+    assert not hasattr(values, "rewinding")
+    for _ in going_on:
+        pass
 
 
 @pytest.mark.parametrize(
