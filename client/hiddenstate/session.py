@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
@@ -49,6 +50,8 @@ class AsyncSession:
         self._codec: Codec = codec_of(model)
         self._model = model
         self._generation: AsyncGeneration[Any] | None = None  # the last one that is to be committed
+        self._settled = asyncio.Event()  # not while it moves to another version because it was asked to
+        self._settled.set()
 
     @property
     def id(self) -> str:
@@ -100,7 +103,8 @@ class AsyncSession:
         with a ForecastPrediction, a model of labels with a LabelPrediction (see `label`). Raises InvalidInput and
         everything that can happen to a session.
         """
-        return self._codec.prediction(await self._observe(self._codec.one(x), timeout))
+        codec = await self._ready()
+        return codec.prediction(await self._observe(codec.one(x), timeout))
 
     @overload
     async def observe_many(self, xs: str | Sequence[str], *, timeout: float | None = None) -> WordPredictions: ...
@@ -114,11 +118,12 @@ class AsyncSession:
         The words of a text, a sequence of words (each looked up whole), a column of numbers, a table
         [n, columns], or frames of notes. `timeout` counts for every 4096 of them.
         """
-        inputs = self._codec.many(xs)
+        codec = await self._ready()
+        inputs = codec.many(xs)
         if len(inputs) == 0:
-            return self._codec.predictions(Columns.missing(None, 0))
+            return codec.predictions(Columns.missing(None, 0))
         parts = [await self._observe(inputs[i : i + CHUNK], timeout) for i in range(0, len(inputs), CHUNK)]
-        return self._codec.predictions(Columns.concatenate(parts))
+        return codec.predictions(Columns.concatenate(parts))
 
     async def label(self, text: str | Sequence[str], *, timeout: float | None = None) -> LabelPredictions:
         """Feeds a text or words to a model of labels: what it says after each of them, as columns.
@@ -136,6 +141,7 @@ class AsyncSession:
         The session stays where it is: a copy of it reads the sentence, and where the model looks ahead its end too.
         Raises InvalidInput where the model does not tag words.
         """
+        await self._ready()
         codec = self._labels()
         if self._model.task != "tagging":
             raise InvalidInput(f"{self._model.name} labels whole texts, not words; observe them")
@@ -147,7 +153,8 @@ class AsyncSession:
 
     async def peek(self, *, timeout: float | None = None) -> Prediction:
         """The current prediction again; nothing changes."""
-        return self._codec.prediction(await self._ask(Kind.PEEK, timeout))
+        codec = await self._ready()
+        return codec.prediction(await self._ask(Kind.PEEK, timeout))
 
     async def rewind(self, n: int = 1, *, timeout: float | None = None) -> Prediction:
         """Takes the last `n` observations back; returns the prediction as it was before them.
@@ -156,9 +163,10 @@ class AsyncSession:
         """
         if n < 1:
             raise InvalidInput(f"at least one observation is taken back, not {n}")
+        codec = await self._ready()
         self._require_usable()
         call = self._connection.protocol.rewind(self._state, n)
-        return self._codec.prediction(await self._answered(call, timeout))
+        return codec.prediction(await self._answered(call, timeout))
 
     @overload
     async def fork(self, n: None = None, *, timeout: float | None = None) -> AsyncSession: ...
@@ -168,6 +176,7 @@ class AsyncSession:
         """An independent copy of the session as it is now, or a list of `n` copies. Raises ResourceExhausted."""
         if n is not None and n < 1:
             raise InvalidInput(f"at least one copy is made, not {n}")
+        await self._ready()
         self._require_usable()
         call = self._connection.protocol.fork(self._state, n or 1)
         await self._answered(call, timeout)
@@ -184,12 +193,18 @@ class AsyncSession:
     async def rewarm(self, version: str | None = None, *, timeout: float | None = None) -> None:
         """Moves the session to another version of its model (the newest unless told).
 
-        The new version is fed the last observations, as many as the server keeps. Raises ModelNotFound.
+        The new version is fed the last observations, as many as the server keeps. What is asked of the session
+        meanwhile waits for the move, and means the new version. Raises ModelNotFound.
         """
+        await self._ready()
         self._require_usable()
-        await self._answered(self._connection.protocol.rewarm(self._state, version or ""), timeout)
-        await self._catalog.known(self._state.model, self._state.version, timeout)
-        self._note_version()
+        self._settled.clear()
+        try:
+            await self._answered(self._connection.protocol.rewarm(self._state, version or ""), timeout)
+            await self._catalog.known(self._state.model, self._state.version, timeout)
+            self._note_version()
+        finally:
+            self._settled.set()
 
     @overload
     def generate(
@@ -273,6 +288,8 @@ class AsyncSession:
 
     def _generate(self, wanted: Wanted, timeout: float | None) -> AsyncGeneration[Any]:
         self._require_usable()
+        if not self._settled.is_set():
+            raise InvalidInput("the session is moving to another version; await the rewarm before it generates")
         codec = self._codec
         call = codec.generating(self._state.handle, wanted)
         self._connection.protocol.generate(call)
@@ -309,6 +326,12 @@ class AsyncSession:
         await self._connection.wait(call, timeout)
         call.raise_any()
         return call.columns()
+
+    async def _ready(self) -> Codec:
+        """What writes and reads for the version that the session is in, once a move that was asked for is done."""
+        if not self._settled.is_set():
+            await self._settled.wait()
+        return self._codec
 
     def _note_version(self) -> None:
         """The session may be in another version than before."""

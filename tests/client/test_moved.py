@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
-from tests.client.fake import OTHER_WORDS, WORDS, Fake, Serving
+from google.rpc import code_pb2
+from tests.client.fake import OTHER_WORDS, WORDS, Fake, Serving, status
 from tests.client.test_sdk import until
 
-from hiddenstate import AsyncClient, SessionMoved, WordPrediction
+from hiddenstate import AsyncClient, InvalidInput, SessionMoved, WordPrediction
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
 
@@ -82,6 +83,34 @@ async def test_a_move_that_is_cut_off_is_asked_for_again(client: AsyncClient, se
     await moving
     await session.observe("cat")
     assert serving.fake.sessions["s"].applied[-1] == OTHER_WORDS.index("cat")
+
+
+async def test_what_is_asked_during_a_move_means_the_new_version(client: AsyncClient, serving: Serving) -> None:
+    session = await client.session("words", id="s", version="1")
+    await session.observe("the")
+    serving.fake.answering.clear()
+    moving = asyncio.create_task(session.rewarm("9"))
+    await until(lambda: "rewarm" in serving.fake.frames)
+    asked = [asyncio.create_task(work) for work in (session.observe("cat"), session.observe_many("cat cat"))]
+    copying = asyncio.create_task(session.fork())
+    peeking = asyncio.create_task(session.peek())
+    with pytest.raises(InvalidInput, match="await the rewarm"):
+        session.generate(3)
+    serving.fake.answering.set()
+    await asyncio.gather(moving, *asked)
+    cat = OTHER_WORDS.index("cat")
+    assert serving.fake.sessions["s"].applied == [WORDS.index("the"), cat, cat, cat]
+    assert (await copying).model.version == "9"
+    assert await peeking == await session.peek()
+
+
+async def test_a_move_that_fails_leaves_it_where_it_was(client: AsyncClient, serving: Serving) -> None:
+    session = await client.session("words", id="s", version="1")
+    serving.fake.question_refusals = [status("NO_SUCH_VERSION", code_pb2.NOT_FOUND)]
+    with pytest.raises(Exception, match="NO_SUCH_VERSION"):
+        await session.rewarm("9")
+    await session.observe("cat")
+    assert serving.fake.sessions["s"].applied == [WORDS.index("cat")]
 
 
 async def test_who_follows_it_reads_each_prediction_in_its_version(client: AsyncClient, serving: Serving) -> None:
