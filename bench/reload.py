@@ -11,38 +11,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import uvloop
 from rich.console import Console
 from rich.markdown import Markdown
 
+from bench.pace import Answer, Span, comparison, observe
 from bench.processes import free_port, started
-from bench.report import table
 from hiddenstate import AsyncClient
 from hiddenstate_models.bundle import CONFIG_FILE, shipped_bundles
 
-SESSIONS, INTERVAL_SECONDS = 16, 0.02
+SESSIONS = 16
 VERSIONS, QUIET_SECONDS = 10, 2.0
 NEW = "next-word"
-
-
-class Answer(NamedTuple):
-    """One observation."""
-
-    began: float
-    seconds: float
-
-
-async def observe(client: AsyncClient, answers: list[Answer]) -> None:
-    """One session at a steady pace, until cancelled."""
-    async with client.session("next-value") as session:
-        while True:
-            began = time.perf_counter()
-            await session.observe(20.0)
-            answers.append(Answer(began, time.perf_counter() - began))
-            await asyncio.sleep(INTERVAL_SECONDS)
 
 
 def add_version(models: Path, number: int) -> None:
@@ -53,12 +35,12 @@ def add_version(models: Path, number: int) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(config | {"version": number}))
 
 
-async def measured(port: int, models: Path) -> tuple[list[Answer], list[tuple[float, float]]]:
+async def measured(port: int, models: Path) -> tuple[list[Answer], list[Span]]:
     """All answers, and when versions were being loaded."""
     answers: list[Answer] = []
     loads = []
     async with AsyncClient(f"localhost:{port}") as client, asyncio.TaskGroup() as group:
-        observers = [group.create_task(observe(client, answers)) for _ in range(SESSIONS)]
+        observers = [group.create_task(observe(client, "next-value", 20.0, answers)) for _ in range(SESSIONS)]
         await asyncio.sleep(QUIET_SECONDS)
         answers.clear()
         for number in range(2, 2 + VERSIONS):
@@ -66,7 +48,7 @@ async def measured(port: int, models: Path) -> tuple[list[Answer], list[tuple[fl
             await asyncio.to_thread(add_version, models, number)
             began = time.perf_counter()
             reloaded = await client.reload_models(timeout=60)
-            loads.append((began, time.perf_counter()))
+            loads.append(Span(began, time.perf_counter()))
             assert reloaded.loaded == (f"{NEW}/{number}",), reloaded
             await asyncio.to_thread(shutil.rmtree, models / NEW / str(number))
             await client.reload_models(timeout=60)
@@ -86,17 +68,11 @@ def main() -> None:
         flags += ["--store", f"sqlite:///{scratch}/sessions.db"]
         with started([program, *flags], [port], Path(scratch) / "server.log"):
             answers, loads = uvloop.run(measured(port, models))
-    began, seconds = np.array([answer.began for answer in answers]), np.array([answer.seconds for answer in answers])
-    during = np.zeros(len(began), bool)
-    for start, end in loads:
-        during |= (began + seconds >= start) & (began <= end)
-    rows = [
-        [name, f"{len(some):,}", *(f"{figure * 1e3:.1f}" for figure in (*np.quantile(some, (0.5, 0.99)), some.max()))]
-        for name, some in (("nothing is loaded", seconds[~during]), ("a version is loaded", seconds[during]))
-    ]
-    Console().print(Markdown(table(["while", "observations", "median ms", "99 % ms", "worst ms"], rows)))
-    took = np.array([end - start for start, end in loads])
-    Console().print(f"{len(loads)} versions, {np.median(took):.2f} s each (median)")
+    Console().print(Markdown(comparison(answers, loads, "nothing is loaded", "a version is loaded")))
+    took = np.array([load.seconds for load in loads])
+    Console().print(
+        f"{len(loads)} loaded, {np.median(took):.2f} s each (median)"
+    )
 
 
 if __name__ == "__main__":

@@ -11,4 +11,4 @@ def test_a_version_is_loaded_under_load(monkeypatch: pytest.MonkeyPatch, capsys:
     reload.main()
     printed = capsys.readouterr().out
     assert "nothing is loaded" in printed
-    assert "1 versions" in printed
+    assert "1 loaded," in printed

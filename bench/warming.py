@@ -1,0 +1,102 @@
+"""What a warm-up costs, and what others notice of it: `python -m bench.warming [FLAGS OF hiddenstate-server]`.
+
+First the arithmetic without transport: one session's observations step by step beside runs of the whole sequence. Then
+a server of the shipped models: sessions of next-word observe at a steady pace while another one is fed 10,000 words.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import uvloop
+from rich.console import Console
+from rich.markdown import Markdown
+
+from bench.pace import Answer, Span, comparison, observe
+from bench.processes import free_port, started
+from bench.report import table
+from hiddenstate import AsyncClient
+from hiddenstate_server import logs
+from hiddenstate_server.runtimes import InputArray
+from hiddenstate_server.settings import load
+from hiddenstate_server.stepping.arena import Arena
+from hiddenstate_server.stepping.engine import Engine
+from hiddenstate_server.versions.repository import LoadedModel, load_models
+
+LENGTHS = (8, 16, 32, 64)
+TURNS = 20
+SESSIONS, WARM_UPS, WARM_UP_WORDS, QUIET_SECONDS = 16, 10, 10_000, 2.0
+
+
+def costs(model: LoadedModel, length: int) -> tuple[float, float]:
+    """Microseconds of CPU an observation takes step by step, and in runs of `length`: medians of turns."""
+    engine = Engine(model.runtime, Arena(16, *model.runtime.initial()), 1, length)
+    rows = engine.arena.allocate(1)
+    rng = np.random.default_rng(0)
+    inputs: InputArray
+    if model.info.text:
+        inputs = rng.integers(0, len(model.info.text.vocabulary), length)
+    else:
+        inputs = rng.normal(20.0, 5.0, (length, len(model.info.columns)))
+    stepped, run = [], []
+    for _ in range(TURNS):
+        begun = time.thread_time()
+        for at in range(length):
+            engine.step(rows, inputs[at : at + 1])
+        half = time.thread_time()
+        engine.run(int(rows[0]), inputs)
+        stepped.append(half - begun)
+        run.append(time.thread_time() - half)
+    return float(np.median(stepped)) / length * 1e6, float(np.median(run)) / length * 1e6
+
+
+async def measured(port: int) -> tuple[list[Answer], list[Span]]:
+    """Everybody's answers, and when warm-ups went on."""
+    answers: list[Answer] = []
+    warming = []
+    async with AsyncClient(f"localhost:{port}") as client, asyncio.TaskGroup() as group:
+        observers = [group.create_task(observe(client, "next-word", "the", answers)) for _ in range(SESSIONS)]
+        await asyncio.sleep(QUIET_SECONDS)
+        answers.clear()
+        # A connection of its own, as another user has it.
+        async with AsyncClient(f"localhost:{port}") as other:
+            for _ in range(WARM_UPS):
+                await asyncio.sleep(QUIET_SECONDS)
+                async with other.session("next-word") as session:
+                    assert session.model.vocabulary
+                    text = np.random.default_rng(0).choice(session.model.vocabulary.words, WARM_UP_WORDS).tolist()
+                    began = time.perf_counter()
+                    await session.observe_many(text, timeout=60)
+                    warming.append(Span(began, time.perf_counter()))
+        for observer in observers:
+            observer.cancel()
+    return answers, warming
+
+
+def main(flags: list[str]) -> None:
+    """Measures both with these flags of the server and prints tables."""
+    logs.configure("console", "warning")
+    rows = []
+    for model in load_models(load(["--max-batch", "16", *flags])):
+        for length in LENGTHS if model.max_run else ():
+            step, run = costs(model, length)
+            rows.append([model.info.name, str(length), f"{step:.0f}", f"{run:.0f}", f"{step / run:.1f}"])
+    header = ["model", "observations", "CPU us each, step by step", "in a run", "times as fast"]
+    Console().print(Markdown(table(header, rows)))
+    with tempfile.TemporaryDirectory() as scratch:
+        port = free_port()
+        program = Path(sys.executable).with_name("hiddenstate-server")
+        places = ["--port", str(port), "--metrics-port", "0", "--store", f"sqlite:///{scratch}/sessions.db"]
+        with started([program, *places, *flags], [port], Path(scratch) / "server.log"):
+            answers, warming = uvloop.run(measured(port))
+    words = f"{WARM_UP_WORDS:,} words"
+    Console().print(Markdown(comparison(answers, warming, "nobody else is there", f"another session is fed {words}")))
+    rate = WARM_UP_WORDS / np.median([span.seconds for span in warming])
+    Console().print(f"{len(warming)} times {words}, {rate:,.0f} words a second (median)")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
