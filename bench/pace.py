@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
 
 class Span(NamedTuple):
-    """When something went on."""
+    """When something went on, by the monotonic clock, which processes share."""
 
     began: float
     ended: float
@@ -35,9 +35,9 @@ async def observe(client: AsyncClient, model: str, input: str | float, answers: 
     """One session that observes `input` again and again, until cancelled."""
     async with client.session(model) as session:
         while True:
-            began = time.perf_counter()
+            began = time.monotonic()
             await session.observe(input)
-            answers.append(Answer(began, time.perf_counter() - began))
+            answers.append(Answer(began, time.monotonic() - began))
             await asyncio.sleep(INTERVAL_SECONDS)
 
 

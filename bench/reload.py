@@ -46,9 +46,9 @@ async def measured(port: int, models: Path) -> tuple[list[Answer], list[Span]]:
         for number in range(2, 2 + VERSIONS):
             await asyncio.sleep(QUIET_SECONDS)
             await asyncio.to_thread(add_version, models, number)
-            began = time.perf_counter()
+            began = time.monotonic()
             reloaded = await client.reload_models(timeout=60)
-            loads.append(Span(began, time.perf_counter()))
+            loads.append(Span(began, time.monotonic()))
             assert reloaded.loaded == (f"{NEW}/{number}",), reloaded
             await asyncio.to_thread(shutil.rmtree, models / NEW / str(number))
             await client.reload_models(timeout=60)
@@ -70,9 +70,7 @@ def main() -> None:
             answers, loads = uvloop.run(measured(port, models))
     Console().print(Markdown(comparison(answers, loads, "nothing is loaded", "a version is loaded")))
     took = np.array([load.seconds for load in loads])
-    Console().print(
-        f"{len(loads)} loaded, {np.median(took):.2f} s each (median)"
-    )
+    Console().print(f"{len(loads)} loaded, {np.median(took):.2f} s each (median)")
 
 
 if __name__ == "__main__":

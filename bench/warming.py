@@ -5,9 +5,11 @@ a server of the shipped models: sessions of next-word observe at a steady pace w
 """
 
 import asyncio
+import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from rich.markdown import Markdown
 from bench.pace import Answer, Span, comparison, observe
 from bench.processes import free_port, started
 from bench.report import table
-from hiddenstate import AsyncClient
+from hiddenstate import AsyncClient, Client
 from hiddenstate_server import logs
 from hiddenstate_server.runtimes import InputArray
 from hiddenstate_server.settings import load
@@ -53,27 +55,32 @@ def costs(model: LoadedModel, length: int) -> tuple[float, float]:
     return float(np.median(stepped)) / length * 1e6, float(np.median(run)) / length * 1e6
 
 
+def warm_up(port: int) -> Span:
+    """Feeds a new session thousands of words, from a process of its own, as another user would."""
+    with Client(f"localhost:{port}") as client, client.session("next-word") as session:
+        assert session.model.vocabulary
+        words = np.random.default_rng(0).choice(session.model.vocabulary.words, WARM_UP_WORDS).tolist()
+        began = time.monotonic()
+        session.observe_many(words, timeout=60)
+        return Span(began, time.monotonic())
+
+
 async def measured(port: int) -> tuple[list[Answer], list[Span]]:
     """Everybody's answers, and when warm-ups went on."""
     answers: list[Answer] = []
-    warming = []
-    async with AsyncClient(f"localhost:{port}") as client, asyncio.TaskGroup() as group:
-        observers = [group.create_task(observe(client, "next-word", "the", answers)) for _ in range(SESSIONS)]
-        await asyncio.sleep(QUIET_SECONDS)
-        answers.clear()
-        # A connection of its own, as another user has it.
-        async with AsyncClient(f"localhost:{port}") as other:
+    warm_ups = []
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as another:
+        async with AsyncClient(f"localhost:{port}") as client, asyncio.TaskGroup() as group:
+            observers = [group.create_task(observe(client, "next-word", "the", answers)) for _ in range(SESSIONS)]
+            await loop.run_in_executor(another, warm_up, port)
+            answers.clear()
             for _ in range(WARM_UPS):
                 await asyncio.sleep(QUIET_SECONDS)
-                async with other.session("next-word") as session:
-                    assert session.model.vocabulary
-                    text = np.random.default_rng(0).choice(session.model.vocabulary.words, WARM_UP_WORDS).tolist()
-                    began = time.perf_counter()
-                    await session.observe_many(text, timeout=60)
-                    warming.append(Span(began, time.perf_counter()))
-        for observer in observers:
-            observer.cancel()
-    return answers, warming
+                warm_ups.append(await loop.run_in_executor(another, warm_up, port))
+            for observer in observers:
+                observer.cancel()
+    return answers, warm_ups
 
 
 def main(flags: list[str]) -> None:
@@ -91,11 +98,11 @@ def main(flags: list[str]) -> None:
         program = Path(sys.executable).with_name("hiddenstate-server")
         places = ["--port", str(port), "--metrics-port", "0", "--store", f"sqlite:///{scratch}/sessions.db"]
         with started([program, *places, *flags], [port], Path(scratch) / "server.log"):
-            answers, warming = uvloop.run(measured(port))
+            answers, warm_ups = uvloop.run(measured(port))
     words = f"{WARM_UP_WORDS:,} words"
-    Console().print(Markdown(comparison(answers, warming, "nobody else is there", f"another session is fed {words}")))
-    rate = WARM_UP_WORDS / np.median([span.seconds for span in warming])
-    Console().print(f"{len(warming)} times {words}, {rate:,.0f} words a second (median)")
+    Console().print(Markdown(comparison(answers, warm_ups, "nobody else is there", f"another session is fed {words}")))
+    rate = WARM_UP_WORDS / np.median([span.seconds for span in warm_ups])
+    Console().print(f"{len(warm_ups)} times {words}, {rate:,.0f} words a second (median)")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"].full_name
 _LEAST_SAVE_SECONDS = 5.0
 STORE_SERVICE = "hiddenstate.store"
 """The health service's name for the state store."""
+_TURNS_WITH_RUNS = 4
 _HOUSEKEEPING_SECONDS = 0.25
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -194,8 +195,10 @@ class Worker:
                 # What other streams have already sent is read in this turn of the loop and joins the batch.
                 await asyncio.sleep(0)
             host.tick()
-            # Lets the loop read what has come in meanwhile: it is the next batch.
-            await asyncio.sleep(0)
+            # Lets the loop read what has come in meanwhile: it is the next batch. A message takes several turns in and
+            # out, and where a run comes between, none of them should last as long as a run.
+            for _ in range(_TURNS_WITH_RUNS if host.running else 1):
+                await asyncio.sleep(0)
 
     async def _keep_house(self) -> None:
         while True:

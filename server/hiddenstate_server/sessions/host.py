@@ -444,8 +444,13 @@ class Host:
         """Whether a tick would find work."""
         return any(model.scheduler.ready for model in self.models) or self.generating.ready
 
+    @property
+    def running(self) -> bool:
+        """Whether every other tick goes on with much of one session, which takes a tick's time for it alone."""
+        return any(model.running and model.scheduler.ready for model in self.models)
+
     def tick(self) -> None:
-        """One step of every model that has work, then one of what is being generated."""
+        """One step or run of every model that has work, then one of what is being generated."""
         for model in self.models:
             if model.scheduler.ready:
                 model.tick(self.clock())

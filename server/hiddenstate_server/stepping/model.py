@@ -246,6 +246,10 @@ class ServedModel:
         self.packer = Packer(self.arena.states, self.arena.outputs._asdict(), self.history.columns)
         self.at_work = _NO_ROWS
         """Rows of the batch that is acted on: they stay where they are."""
+        self.running = False
+        """Whether much of one row waits, so that every other tick is a run."""
+        self._long: RowArray = _NO_ROWS  # rows to run through in the next tick, as far as still so much of them waits
+        self._shortest_run = min(_SHORTEST_RUN, max_run)
         self._acts: dict[int, Act] = {}
         self.on(OBSERVE, self._observe)
         self.on(PEEK, self._peek)
@@ -493,7 +497,11 @@ class ServedModel:
         self._acts = dict(sorted({**self._acts, kind: act}.items()))
 
     def tick(self, now: float) -> None:
-        """Takes one batch and acts on its items, kind by kind; then one run, where much of one row waits."""
+        """Takes one batch and acts on its items, kind by kind; after one that left much of a row waiting, one run."""
+        if self._long.size:
+            rows, self._long = self._long, _NO_ROWS
+            if self._run(rows, now):
+                return
         batch = self.scheduler.take(self.engine.max_batch)
         self.table.last_use[places_of(batch.rows)] = now
         if not marks_of(batch.flags) & (KIND | SILENT):
@@ -507,7 +515,7 @@ class ServedModel:
                     act(batch.only(mask), now)
             self.at_work = _NO_ROWS
         if self.engine.max_run:
-            self._run(batch.rows, now)
+            self._note_long(batch.rows)
 
     def _observe(self, batch: Batch, now: float) -> None:
         silent = (batch.flags & SILENT) > 0
@@ -530,16 +538,20 @@ class ServedModel:
         if len(batch.rows):
             self._applied(batch, self.table.applied[places_of(batch.rows)] + 1, outputs, now)
 
-    def _run(self, rows: RowArray, now: float) -> None:
-        """Takes many observations at once of the first of these rows with a long queue.
+    def _note_long(self, rows: RowArray) -> None:
+        waiting = self.scheduler.pending[places_of(rows)]
+        shortest = self._shortest_run
+        self.running = bool(waiting.max() >= shortest)
+        if self.running:
+            self._long = rows[waiting >= shortest]
+
+    def _run(self, rows: RowArray, now: float) -> bool:
+        """Takes many observations at once of the first of these rows with a long queue; whether there was one.
 
         After that it stands behind the others, so that of several such rows each has its turn.
         """
-        waiting = self.scheduler.pending[places_of(rows)]
-        shortest = min(_SHORTEST_RUN, self.engine.max_run)
-        if waiting.max() < shortest:
-            return
-        for row in rows[waiting >= shortest].tolist():
+        shortest = self._shortest_run
+        for row in rows[self.scheduler.pending[rows] >= shortest].tolist():
             if self.followers.along(row) is not None:
                 continue  # a twin is fed step by step
             longest = self.engine.max_run
@@ -549,7 +561,8 @@ class ServedModel:
             if batch is None:
                 continue
             self._step_run(row, batch, now)
-            return
+            return True
+        return False
 
     def _step_run(self, row: int, batch: Batch, now: float) -> None:
         start = self.metrics.step_started(now, batch.received)
