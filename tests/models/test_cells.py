@@ -65,6 +65,25 @@ def test_steps_agree_with_the_sequence(options: dict[str, Any], dtype: torch.dty
 
 
 @each_stack
+def test_gradients_through_the_sequence_are_those_through_its_steps(options: dict[str, Any]) -> None:
+    stack = make(options, torch.float64)
+    sequence = torch.randn(9, 3, 4, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(3, stack.state_size, dtype=torch.float64, requires_grad=True)
+    asked = (sequence, state, *stack.parameters())
+    outputs, last = stack(sequence, state)
+    weights, of_last = torch.randn_like(outputs), torch.randn_like(last)
+    at_once = torch.autograd.grad((outputs * weights).sum() + (last * of_last).sum(), asked, materialize_grads=True)
+    stepped, row = [], state
+    for x in sequence:
+        output, row = stack.step(x, row)
+        stepped.append(output)
+    loss = (torch.stack(stepped) * weights).sum() + (row * of_last).sum()
+    one_by_one = torch.autograd.grad(loss, asked, materialize_grads=True)
+    for found, expected in zip(at_once, one_by_one, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@each_stack
 def test_the_sequence_agrees_with_the_papers(options: dict[str, Any]) -> None:
     stack = make(options, torch.float64)
     sequence = torch.randn(12, 3, 4, dtype=torch.float64)

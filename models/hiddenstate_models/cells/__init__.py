@@ -9,8 +9,8 @@ networks know of cells:
     stack.output_size, stack.state_size, stack.row_sizes (each layer's part of the state)
 
 A state is one flat row per session, laid out layer by layer: `h | c` for an LSTM, `h` for a GRU and an Elman network.
-`forward` is for training and scoring and uses torch's fused kernels where there are some; `step` is for serving and
-uses plain matrix products.
+`forward` is for training and scoring and uses torch's fused kernels, or on a processor, where only the LSTM has one,
+the loops of recurrence.py; `step` is for serving and uses plain matrix products.
 """
 
 from hiddenstate_models.cells.layer import Layer, LayerSteps

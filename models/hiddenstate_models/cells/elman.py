@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hiddenstate_models.cells import recurrence
 from hiddenstate_models.cells.layer import Layer, SteppedLayer, fused
 from hiddenstate_models.cells.options import CellOptions
 
@@ -17,6 +18,11 @@ class Elman(nn.RNN, Layer):
 
     def sequence(self, inputs: Tensor, row: Tensor, weight_hh: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See Layer."""
+        if recurrence.runs(inputs):
+            weight = self.get_parameter("weight_hh_l0") if weight_hh is None else weight_hh
+            from_x = self.affine(inputs, "ih") + self.get_parameter("bias_hh_l0")
+            outputs = recurrence.simple(from_x, row, weight, rectified=self.nonlinearity == "relu")
+            return outputs, outputs[-1]
         outputs, h = fused(self, inputs, row.unsqueeze(0).contiguous(), weight_hh)
         return outputs, h[0]
 
