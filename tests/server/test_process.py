@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -127,6 +128,31 @@ async def test_sigterm_drains(start: Start) -> None:
     assert wire.reasons == ["DRAINING"]
     assert wire.faults[0].retry
     assert await server.exit_code() == 0
+
+
+TERMINATED_AS_IT_GETS_READY = """
+import signal
+from hiddenstate_server import main
+from hiddenstate_server.process import worker
+
+ready_line = worker.ready_line
+
+def terminated(*about):
+    signal.raise_signal(signal.SIGTERM)
+    return ready_line(*about)
+
+worker.ready_line = terminated
+main.main()
+"""
+
+
+def test_sigterm_drains_from_the_moment_it_is_ready(bundles: Path) -> None:
+    flags = ["--models", str(bundles), "--port", "0", "--metrics-port", "0", "--max-batch", "32"]
+    command = [sys.executable, "-c", TERMINATED_AS_IT_GETS_READY, *flags]
+    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert b"ready on" in ended.stdout
+    assert b"draining" in ended.stdout + ended.stderr
 
 
 async def test_drain_ends_at_its_timeout(start: Start) -> None:

@@ -126,8 +126,8 @@ class Worker:
                 "choose another --port or --host"
             ) from error
 
-    async def run_until_signal(self) -> None:
-        """Serves until SIGTERM or SIGINT, then drains."""
+    def drain_on_signals(self) -> None:
+        """From now on SIGTERM and SIGINT drain, where they would have ended the process on the spot."""
         loop, draining = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
         def drain() -> None:
@@ -136,7 +136,6 @@ class Worker:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, drain)
-        await self.run()
 
     async def run(self) -> None:
         """Serves until drained."""
@@ -228,9 +227,10 @@ async def serve(settings: Settings) -> None:
     """Serves in this process alone until SIGTERM or SIGINT, printing one line when ready."""
     worker = Worker(settings, load_models(settings))
     port = await worker.start([f"{settings.host}:{settings.port}"])
+    worker.drain_on_signals()  # before anybody is told that it is ready
     with metrics_server(settings, worker.host.metrics.registry):
         print(ready_line(settings.host, port, worker.host), flush=True)
-        await worker.run_until_signal()
+        await worker.run()
     _exit(worker)
 
 
@@ -264,9 +264,10 @@ async def serve_shared(settings: Settings, worker: int, folder: Path, announce: 
     peers = Peers(socket_address(folder, peer) for peer in range(settings.workers) if peer != worker)
     server = Worker(settings, load_models(settings), peers)
     port = await server.start([f"{settings.host}:{settings.port}", own], share_port=True)
+    server.drain_on_signals()
     announce(ready_line(settings.host, port, server.host))
     _stop_with_supervisor()
-    await server.run_until_signal()
+    await server.run()
     _exit(server)
 
 
