@@ -263,7 +263,7 @@ class Directory:
         """Why there is no live session of this key."""
         ending = self._ended.get(key)
         if ending is None:
-            return errors.SessionNotFound(f"no session {id_of(key)!r}; open it with OPEN_MODE_CREATE")
+            return errors.SessionNotFound(f"there is no session {id_of(key)!r}; open a new one")
         return ending.error()
 
     def add(self, key: str, place: Place) -> None:
