@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from bench.plain_training import Hyperparameters, PlainLoop, PlainModel
 from bench.report import table
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources, text
 from hiddenstate_models.networks.words import NextWordNetwork
 from hiddenstate_models.training.allocator import keep_freed_memory
 from hiddenstate_models.training.loop import Trainer
@@ -211,9 +211,9 @@ def as_network(plain: PlainModel, network: NextWordNetwork) -> dict[str, torch.T
 
 def _documents(data: list[str], valid: list[str], words: int) -> tuple[list[list[str]], list[list[str]]]:
     """Documents to learn from and to score on."""
-    documents = list(text.read_documents(text.expand(data))) if data else _made(words)
+    documents = list(text.read_documents(sources.expand(data))) if data else _made(words)
     if valid:
-        held_out = list(text.read_documents(text.expand(valid)))
+        held_out = list(text.read_documents(sources.expand(valid)))
     else:
         held_out, documents = documents[19::20], [one for i, one in enumerate(documents) if (i + 1) % 20]
     return documents, held_out

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from hiddenstate_models.baselines.kneser_ney import KneserNey
 from hiddenstate_models.cli import app
 from hiddenstate_models.data import text
+from hiddenstate_models.data.sources import File
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation.words import baseline_scores, network_scores
 from hiddenstate_models.networks.words import NextWordNetwork
@@ -39,7 +40,7 @@ def run(tmp_path: Path, corpus_file: Path) -> Path:
 
 
 def test_scores_of_a_network_are_those_of_its_loss_and_its_guesses(corpus_file: Path) -> None:
-    documents = list(text.read_documents([corpus_file]))
+    documents = list(text.read_documents([File(corpus_file)]))
     tokenizer = text.train_tokenizer(documents, 20, lowercase=True)
     corpus = text.encode(tokenizer, documents)
     torch.manual_seed(0)
@@ -59,7 +60,7 @@ def test_scores_of_a_network_are_those_of_its_loss_and_its_guesses(corpus_file: 
 
 
 def test_the_baseline_learns_what_a_table_can(corpus_file: Path) -> None:
-    documents = list(text.read_documents([corpus_file]))
+    documents = list(text.read_documents([File(corpus_file)]))
     tokenizer = text.train_tokenizer(documents, 20, lowercase=True)
     corpus = text.encode(tokenizer, documents)
     scores = baseline_scores(KneserNey.fit(corpus, tokenizer.get_vocab_size()), corpus)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hiddenstate_models.cli.app import app
 from hiddenstate_models.data import text
+from hiddenstate_models.data.sources import File
 from hiddenstate_models.errors import ConfigurationError, DataError, TrainingError
 from hiddenstate_models.evaluation.commands import evaluate
 from hiddenstate_models.training import commands
@@ -120,7 +121,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 def test_bytes_that_are_no_text_are_told_by_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"first line\nna\xefve\n")
     with pytest.raises(DataError, match=r"latin.txt, line 2: byte 0xef is no UTF-8; convert"):
-        list(text.read_documents([tmp_path / "latin.txt"]))
+        list(text.read_documents([File(tmp_path / "latin.txt")]))
 
 
 def test_resuming_with_another_vocabulary_is_refused(stopped: Path, documents: list[list[str]]) -> None:

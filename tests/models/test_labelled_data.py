@@ -19,6 +19,7 @@ from hiddenstate_models.data.labelled import (
 )
 from hiddenstate_models.data.lexicon import SUFFIXES, Lexicon
 from hiddenstate_models.data.sentences import PADDING, Sentences
+from hiddenstate_models.data.sources import File
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.spelling import classes, shape
 
@@ -33,8 +34,8 @@ def test_labels_are_found_on_either_side(tmp_path: Path, label_first: bool) -> N
     pairs = [("good", "a fine film"), ("bad", "dull"), ("good", "lovely , truly")]
     lines = ["\t".join(pair if label_first else pair[::-1]) for pair in pairs]
     path = written(tmp_path / "texts.tsv", "\n".join(lines) + "\n\n")
-    assert read_texts([path]) == [LabelledText(text, label) for label, text in pairs]
-    other = read_texts([path], "last" if label_first else "first")
+    assert read_texts([File(path)]) == [LabelledText(text, label) for label, text in pairs]
+    other = read_texts([File(path)], "last" if label_first else "first")
     assert [one.label for one in other] == [text for _, text in pairs]
 
 
@@ -43,22 +44,22 @@ def test_tables_have_columns_by_name(tmp_path: Path) -> None:
     table.write_parquet(tmp_path / "a.parquet")
     table.write_csv(tmp_path / "b.csv")
     expected = [LabelledText("fine", "1"), LabelledText("dull, really", "0")]
-    assert read_texts([tmp_path / "a.parquet", tmp_path / "b.csv"]) == expected * 2
+    assert read_texts([File(tmp_path / "a.parquet"), File(tmp_path / "b.csv")]) == expected * 2
     table.drop("Label").write_csv(tmp_path / "c.csv")
     with pytest.raises(DataError, match="no column called label or target or class"):
-        read_texts([tmp_path / "c.csv"])
+        read_texts([File(tmp_path / "c.csv")])
 
 
 def test_a_line_without_a_tab_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"bad\.tsv, line 2: expected a label and a text"):
-        read_texts([written(tmp_path / "bad.tsv", "1\tfine\nno label\n")])
+        read_texts([File(written(tmp_path / "bad.tsv", "1\tfine\nno label\n"))])
 
 
 def test_columns_are_read_whatever_marks_entities(tmp_path: Path) -> None:
     iob1 = written(tmp_path / "a.conll", "-DOCSTART- -X- O O\n\nU.N. NNP I-NP I-ORG\nParis NNP I-NP I-LOC\n"
                    "Rome NNP I-NP B-LOC\n\nThe DT O O\n")  # fmt: skip
     bilou = written(tmp_path / "b.conll", "New York\tB-LOC\nCity\tL-LOC\n \nRome\tU-LOC\n!\tO")
-    assert read_tagged([iob1, bilou]) == [
+    assert read_tagged([File(iob1), File(bilou)]) == [
         TaggedSentence(("U.N.", "Paris", "Rome"), ("B-ORG", "B-LOC", "B-LOC")),
         TaggedSentence(("The",), ("O",)),
         TaggedSentence(("New York", "City"), ("B-LOC", "I-LOC")),
@@ -68,12 +69,12 @@ def test_columns_are_read_whatever_marks_entities(tmp_path: Path) -> None:
 
 def test_tags_that_mark_nothing_stay(tmp_path: Path) -> None:
     path = written(tmp_path / "pos.conll", "the DT\ncat NN\n")
-    assert read_tagged([path]) == [TaggedSentence(("the", "cat"), ("DT", "NN"))]
+    assert read_tagged([File(path)]) == [TaggedSentence(("the", "cat"), ("DT", "NN"))]
 
 
 def test_a_word_without_a_tag_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"bad\.conll, line 2: a word without a tag"):
-        read_tagged([written(tmp_path / "bad.conll", "the O\ncat\n")])
+        read_tagged([File(written(tmp_path / "bad.conll", "the O\ncat\n"))])
 
 
 def test_one_label_is_nothing_to_learn() -> None:

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from hiddenstate_models.data.series import LONGEST_GAP, Layout, Series, read_series
+from hiddenstate_models.data.sources import File
 from hiddenstate_models.errors import DataError
 
 NAN = float("nan")
@@ -17,7 +18,7 @@ def written(folder: Path, text: str, name: str = "sensor.csv") -> Path:
 
 
 def read(folder: Path, text: str, name: str = "sensor.csv", layout: Layout = "auto", columns: str = "") -> list[Series]:
-    return read_series([written(folder, text, name)], columns=columns.split(), layout=layout)
+    return read_series([File(written(folder, text, name))], columns=columns.split(), layout=layout)
 
 
 def values(series: Series) -> list[float]:
@@ -81,7 +82,7 @@ def test_joint_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(series.values, [[1, 2], [3, NAN]])
     other = written(tmp_path, "a,c\n1,2\n", "other.csv")
     with pytest.raises(DataError, match="must have the same columns"):
-        read_series([tmp_path / "sensor.csv", other], layout="joint")
+        read_series([File(tmp_path / "sensor.csv"), File(other)], layout="joint")
 
 
 @pytest.mark.parametrize("layout", ["rows", "auto"])
@@ -99,7 +100,7 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "sensor.parquet"
     times = pl.Series("when", ["2024-01-02", "2024-01-01"]).str.to_date()
     pl.DataFrame({"when": times, "load": [2, 1], "name": ["a", "b"]}).write_parquet(path)
-    (series,) = read_series([path])
+    (series,) = read_series([File(path)])
     assert values(series) == [1, 2]
 
 
@@ -133,4 +134,4 @@ def test_says_where_a_file_is_wrong(tmp_path: Path, name: str, text: str, messag
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
-        read_series([tmp_path / "nowhere.csv"])
+        read_series([File(tmp_path / "nowhere.csv")])

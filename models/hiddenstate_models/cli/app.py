@@ -37,10 +37,11 @@ for recipe in RECIPES.values():
 def evaluate(
     source: Annotated[Path, typer.Argument(help="Folder of a training run (its best weights), or a bundle.")],
     data: Annotated[
-        list[str], typer.Option(help="Files to evaluate on; repeatable. A run's default: its validation data.")
+        list[str],
+        typer.Option(help="Data to evaluate on, as in training; repeatable. A run's default: what it validates on."),
     ] = [],  # noqa: B006
     baseline_data: Annotated[
-        list[str], typer.Option(help="Files for baselines that learn. A run's default: its training data.")
+        list[str], typer.Option(help="The same for baselines that learn. A run's default: its training data.")
     ] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:

@@ -12,7 +12,7 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="One of `experiments list`.")]
-Data = Annotated[list[str], typer.Option(help="Files or globs, for experiments that read some; repeatable.")]
+Data = Annotated[list[str], typer.Option(help="Files, globs or hf:NAME, for experiments that read some; repeatable.")]
 Out = Annotated[Path, typer.Option(help="Folder of results; the experiment's are in OUT/NAME.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every arm.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes that end in minutes; kept apart, in OUT/NAME-quick.")]

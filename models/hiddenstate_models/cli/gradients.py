@@ -16,7 +16,9 @@ def gradients(
     ],
     data: Annotated[
         list[str],
-        typer.Option(help="Files to measure on; repeatable. By default what the run or the settings learn from."),
+        typer.Option(
+            help="Data to measure on, as in training; repeatable. By default what the run or settings learn from."
+        ),
     ] = [],  # noqa: B006
     out: Annotated[
         Path | None,

@@ -4,17 +4,16 @@ A word is a match of one regular expression that Python and the tokenizers libra
 the server and the training data all split text the same way.
 """
 
-import glob
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from hiddenstate_models.data.sources import Source, texts_of
 from hiddenstate_models.errors import DataError
 
 UNKNOWN = "<unk>"
@@ -33,6 +32,8 @@ _BOUNDARIES: dict[str, Callable[[str], object]] = {
     "file": lambda _: False,
 }
 _ENCODE_LINES = 20_000
+_LOOKED_AT = 1000
+"""Lines or rows that tell what kind of text it is."""
 
 
 @dataclass(frozen=True)
@@ -80,35 +81,35 @@ def vocabulary(tokenizer: Tokenizer) -> list[str]:
     return sorted(words, key=words.__getitem__)
 
 
-def read_documents(paths: Iterable[Path], ends: str = "auto") -> Iterator[list[str]]:
-    """The files' documents, each a list of non-empty lines.
+def read_documents(sources: Iterable[Source], ends: str = "auto") -> Iterator[list[str]]:
+    """The sources' documents, each a list of non-empty lines, read as they are asked for.
 
     A document ends with its file ("file"), at a "blank-line" or with every "line". "auto": articles of WikiText files
-    begin at their titles, dialogues (`speaker<TAB>words` on every line) end at blank lines, and any other file is
-    one document. A dialogue's speakers are left out.
+    begin at their titles, dialogues (`speaker<TAB>words` on every line) end at blank lines, any other row of a table
+    is a document, and any other file is one. A dialogue's speakers are left out.
 
     Raises:
-        DataError: a file cannot be read as UTF-8 text, or holds no words.
+        DataError: a source cannot be read as UTF-8 text, or holds no words.
     """
-    for path in paths:
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            byte = error.object[error.start]
-            raise DataError(f"{path}, line {line}: byte {byte:#04x} is no UTF-8; convert the file to UTF-8") from error
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error}") from error
-        filled = [line for line in itertools.islice(lines, 1000) if line.strip()]
+    for source in sources:
+        tabular = source.form == "table" or bool(source.columns)
+        rows = (row.rstrip("\n").split("\n") for row in texts_of(source)) if tabular else _lines(source)
+        first = list(itertools.islice(rows, _LOOKED_AT))
+        filled = [line for row in first for line in row if line.strip()]
         if not filled:
-            raise DataError(f"{path} does not begin with text")
+            raise DataError(f"{source.name} does not begin with text")
         dialogue = all(map(_TURN.match, filled))
-        if dialogue:
-            lines = [line.split("\t", 1)[-1] for line in lines]
         rule = ends
         if ends == "auto":
-            rule = "blank-line" if dialogue else "article" if any(map(_ARTICLE.match, filled)) else "file"
-        yield from _split(lines, _BOUNDARIES[rule])
+            articles = any(map(_ARTICLE.match, filled))
+            rule = "blank-line" if dialogue else "article" if articles else "row" if tabular else "file"
+        rows = itertools.chain(first, rows)
+        if dialogue:
+            rows = ([line.split("\t", 1)[-1] for line in row] for row in rows)
+        if rule == "row":
+            yield from filter(None, ([line for line in row if line.strip()] for row in rows))
+        else:
+            yield from _split(itertools.chain.from_iterable(rows), _BOUNDARIES[rule])
 
 
 def encode(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Corpus:
@@ -130,20 +131,8 @@ def encode(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Corpus:
     return Corpus(np.concatenate(pieces), np.array(starts, np.int64))
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """Files for paths and glob patterns, in order, each once.
-
-    Raises:
-        DataError: a pattern matches nothing.
-    """
-    paths: dict[Path, None] = {}
-    for pattern in patterns:
-        found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
-        files = [Path(name) for name in found if Path(name).is_file()]
-        if not files:
-            raise DataError(f"no file matches {pattern!r}")
-        paths.update(dict.fromkeys(files))
-    return list(paths)
+def _lines(source: Source) -> Iterator[list[str]]:
+    return ([line.removesuffix("\n")] for line in source.lines())
 
 
 def _split(lines: Iterable[str], boundary: Callable[[str], object]) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from hiddenstate_models.baselines.kneser_ney import KneserNey
 from hiddenstate_models.baselines.notes import NoteBaseline
 from hiddenstate_models.bundle import CONFIG_FILE, TOKENIZER_FILE, Bundle
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources, text
 from hiddenstate_models.data.labelled import Side
 from hiddenstate_models.data.music import read_pieces
 from hiddenstate_models.data.series import Layout, Series, read_series
+from hiddenstate_models.data.sources import STANDARD_INPUT, File, Source
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.evaluation import music
 from hiddenstate_models.evaluation.forecasting import forecast_scores
@@ -34,6 +35,8 @@ from hiddenstate_models.training.series_options import names
 Scores = dict[str, dict[str, dict[str, float]]]
 """Split -> row (the model, a baseline) -> metric -> number."""
 
+_Source = TypeVar("_Source", bound=Source)
+
 _SHOWN = 20
 """A file with more series than this is shown as their mean."""
 
@@ -49,22 +52,22 @@ def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *,
         raise DataError(f"{source} is neither a training run ({RUN_FILE}) nor a bundle ({CONFIG_FILE})")
     task = record.task if record else Bundle.load(source).config.task
     if record is not None:
-        data = data or record.data["validation"]
-        baseline_data = baseline_data or record.data["training"]
+        data = data or _kept(record.data["validation"])
+        baseline_data = baseline_data or _kept(record.data["training"])
     if not data:
         raise DataError("nothing to evaluate on: name files with --data")
     console = Console(stderr=as_json)
     with console.status("evaluating ..."):
         if task == "next-word":
-            scores = _evaluate_words(source, record, text.expand(data), baseline_data)
+            scores = _evaluate_words(source, record, sources.expand(data), baseline_data)
         elif task == "forecasting":
-            scores = _evaluate_forecasts(source, record, text.expand(data))
+            scores = _evaluate_forecasts(source, record, sources.expand(data))
         elif task in LABEL_TASKS:
-            scores = _evaluate_labels(source, record, text.expand(data), baseline_data)
+            scores = _evaluate_labels(source, record, sources.expand(data), baseline_data)
         elif task == "music":
-            scores = _evaluate_music(source, record, text.expand(data), baseline_data)
+            scores = _evaluate_music(source, record, data, baseline_data)
         else:
-            scores = _evaluate_values(source, record, text.expand(data))
+            scores = _evaluate_values(source, record, sources.expand(data))
     if record is not None:
         (source / SCORES_FILE).write_text(json.dumps(scores, indent=2) + "\n")
     if as_json:
@@ -76,7 +79,7 @@ def evaluate(source: Path, data: Sequence[str], baseline_data: Sequence[str], *,
 
 
 def _evaluate_words(
-    source: Path, record: RunRecord | None, files: Sequence[Path], baseline_data: Sequence[str]
+    source: Path, record: RunRecord | None, data: Sequence[Source], baseline_data: Sequence[str]
 ) -> Scores:
     ends = record.data["options"]["documents"] if record else "auto"
     fields = record.network if record else Bundle.load(source).config.network
@@ -90,11 +93,11 @@ def _evaluate_words(
         )
     baseline: KneserNey | None = None
     if baseline_data:
-        training = text.encode(tokenizer, text.read_documents(text.expand(baseline_data), ends))
+        training = text.encode(tokenizer, text.read_documents(sources.expand(baseline_data), ends))
         baseline = KneserNey.fit(training, tokenizer.get_vocab_size())
     scores: Scores = {}
-    for split, paths in _splits(files).items():
-        corpus = text.encode(tokenizer, text.read_documents(paths, ends))
+    for split, parts in _splits(data).items():
+        corpus = text.encode(tokenizer, text.read_documents(parts, ends))
         scores[split] = {"model": network_scores(network, corpus)}
         if baseline is not None:
             scores[split]["Kneser-Ney 5-gram"] = baseline_scores(baseline, corpus)
@@ -102,7 +105,7 @@ def _evaluate_words(
 
 
 def _evaluate_music(
-    source: Path, record: RunRecord | None, files: Sequence[Path], baseline_data: Sequence[str]
+    source: Path, record: RunRecord | None, data: Sequence[str], baseline_data: Sequence[str]
 ) -> Scores:
     frames_per_beat = record.data["options"]["frames_per_beat"] if record else 2
     fields = record.network if record else Bundle.load(source).config.network
@@ -110,77 +113,83 @@ def _evaluate_music(
     fit_weights(network, load_weights(source), source)
     baselines: dict[str, NoteBaseline] = {}
     if baseline_data:
-        training = read_pieces(text.expand(baseline_data), "train", frames_per_beat=frames_per_beat)
+        training = read_pieces(sources.files(baseline_data), "train", frames_per_beat=frames_per_beat)
         baselines = {
             "note frequencies": NoteBaseline.frequencies(training),
             "last frame again": NoteBaseline.repetition(training),
         }
     scores: Scores = {}
-    for split, paths in _splits(files).items():
-        pieces = read_pieces(paths, "valid", frames_per_beat=frames_per_beat)
+    for split, parts in _splits([File(path) for path in sources.files(data)]).items():
+        pieces = read_pieces([part.path for part in parts], "valid", frames_per_beat=frames_per_beat)
         scores[split] = {"model": music.network_scores(network, pieces)}
         scores[split] |= {name: music.baseline_scores(baseline, pieces) for name, baseline in baselines.items()}
     return scores
 
 
 def _evaluate_labels(
-    source: Path, record: RunRecord | None, files: Sequence[Path], baseline_data: Sequence[str]
+    source: Path, record: RunRecord | None, data: Sequence[Source], baseline_data: Sequence[str]
 ) -> Scores:
     labeller = load_labeller(source)
-    learnt_from = text.expand(baseline_data)
+    learnt_from = sources.expand(baseline_data)
     if labeller.network.config.task == "tagging":
-        return {split: tagging_scores(labeller, paths, learnt_from) for split, paths in _splits(files).items()}
+        return {split: tagging_scores(labeller, parts, learnt_from) for split, parts in _splits(data).items()}
     side: Side = record.data["options"]["label_column"] if record else "auto"
-    return {split: classification_scores(labeller, paths, learnt_from, side) for split, paths in _splits(files).items()}
+    return {split: classification_scores(labeller, parts, learnt_from, side) for split, parts in _splits(data).items()}
 
 
-def _splits(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Every file by itself, and all together where there are several."""
-    splits = {path.name: [path] for path in files}
-    if len(files) > 1:
-        splits["all together"] = list(files)
+def _kept(data: Sequence[str]) -> list[str]:
+    """What a run was told to read, but for standard input, which is gone."""
+    return [one for one in data if one != STANDARD_INPUT]
+
+
+def _splits(data: Sequence[_Source]) -> dict[str, list[_Source]]:
+    """Every source by itself, and all together where there are several; by short names where these differ."""
+    short = {one.label for one in data}
+    splits = {one.label if len(short) == len(data) else one.name: [one] for one in data}
+    if len(data) > 1:
+        splits["all together"] = list(data)
     return splits
 
 
-def _evaluate_values(source: Path, record: RunRecord | None, files: Sequence[Path]) -> Scores:
+def _evaluate_values(source: Path, record: RunRecord | None, data: Sequence[Source]) -> Scores:
     """Every series by itself, or the mean over the series of a file that has many; and the mean over all."""
     fields = record.network if record else Bundle.load(source).config.network
     network = NextValueNetwork(NextValueConfig.from_dict(fields))
     fit_weights(network, load_weights(source), source)
     scores: Scores = {}
     every: Scores = {}
-    for path in files:
-        one = value_scores(network, _series(source, record, [path], network.config.columns))
+    for part in data:
+        one = value_scores(network, _series(source, record, [part], network.config.columns))
         every |= one
-        scores |= one if len(one) <= _SHOWN else {f"{path.name}, mean of {len(one)} series": averages(one)}
+        scores |= one if len(one) <= _SHOWN else {f"{part.label}, mean of {len(one)} series": averages(one)}
     if len(every) > 1:
         scores["mean of all series"] = averages(every)
     return scores
 
 
-def _evaluate_forecasts(source: Path, record: RunRecord | None, files: Sequence[Path]) -> Scores:
-    """The ends of all series of each file, as many windows of them as were validated on."""
+def _evaluate_forecasts(source: Path, record: RunRecord | None, data: Sequence[Source]) -> Scores:
+    """The ends of all series of each source, as many windows of them as were validated on."""
     fields = record.network if record else Bundle.load(source).config.network
     network = ForecastingNetwork(ForecastingConfig.from_dict(fields))
     fit_weights(network, load_weights(source), source)
     windows = record.data["options"]["windows"] if record else 1
     return {
-        split: forecast_scores(network, _series(source, record, paths, network.config.columns), windows)
-        for split, paths in _splits(files).items()
+        split: forecast_scores(network, _series(source, record, parts, network.config.columns), windows)
+        for split, parts in _splits(data).items()
     }
 
 
-def _series(source: Path, record: RunRecord | None, files: Sequence[Path], width: int) -> list[Series]:
-    """The series of files with the columns that the network reads, of which there are `width`."""
+def _series(source: Path, record: RunRecord | None, data: Sequence[Source], width: int) -> list[Series]:
+    """The series of sources with the columns that the network reads, of which there are `width`."""
     columns: Sequence[str] = names(record.data["options"]["columns"]) if record else ()
     layout: Layout = record.data["options"]["layout"] if record else "auto"
     if width > 1:
         columns, layout = record.data["columns"] if record else _columns(source), "joint"
     series: list[Series] = []
-    for path in files:
-        found = read_series([path], columns=columns, layout=layout)
+    for part in data:
+        found = read_series([part], columns=columns, layout=layout)
         if len(found[0].columns) != width:
-            raise DataError(f"{path} lacks some of the columns {', '.join(columns)} that the model reads")
+            raise DataError(f"{part.name} lacks some of the columns {', '.join(columns)} that the model reads")
         series += found
     return series
 

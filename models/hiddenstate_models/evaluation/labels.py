@@ -1,11 +1,11 @@
 """Scores of models that label text, beside labels found without a network."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from hiddenstate_models.baselines.labels import BagOfWords, TagOfWord, most_frequent
 from hiddenstate_models.data.entities import EntityCounts, marks_entities
 from hiddenstate_models.data.labelled import LabelledText, Side, TaggedSentence, read_tagged, read_texts
+from hiddenstate_models.data.sources import Source
 from hiddenstate_models.labeller import Labeller
 from hiddenstate_models.training.classification import at_last, texts_as_documents, words_of
 from hiddenstate_models.training.labels import read_through
@@ -18,13 +18,13 @@ Rows = dict[str, Metrics]
 
 
 def classification_scores(
-    labeller: Labeller, paths: Sequence[Path], baseline_paths: Sequence[Path], label: Side = "auto"
+    labeller: Labeller, data: Sequence[Source], baseline_data: Sequence[Source], label: Side = "auto"
 ) -> Rows:
     """Share of texts whose label is right after the last word."""
-    texts = read_texts(paths, label)
+    texts = read_texts(data, label)
     rows = {"model": {"accuracy": _share(verdicts(labeller, texts), texts)}}
-    if baseline_paths:
-        training = read_texts(baseline_paths, label)
+    if baseline_data:
+        training = read_texts(baseline_data, label)
         words = words_of(texts)
         bag = BagOfWords.fit(words_of(training), training, labeller.names)
         rows["bag of words and pairs"] = {"accuracy": _share(bag.predict(words), texts)}
@@ -32,12 +32,12 @@ def classification_scores(
     return rows
 
 
-def tagging_scores(labeller: Labeller, paths: Sequence[Path], baseline_paths: Sequence[Path]) -> Rows:
+def tagging_scores(labeller: Labeller, data: Sequence[Source], baseline_data: Sequence[Source]) -> Rows:
     """Share of words tagged rightly; and where tags mark entities, precision, recall and F1 of whole entities."""
-    sentences = read_tagged(paths)
+    sentences = read_tagged(data)
     rows = {"model": _tag_metrics(sentences, tags(labeller, sentences))}
-    if baseline_paths:
-        baseline = TagOfWord.fit(read_tagged(baseline_paths))
+    if baseline_data:
+        baseline = TagOfWord.fit(read_tagged(baseline_data))
         rows["a word's most frequent tag"] = _tag_metrics(sentences, baseline.predict(sentences))
     return rows
 

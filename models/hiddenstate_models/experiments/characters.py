@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources
 from hiddenstate_models.data.characters import alphabet_of, encode_characters
-from hiddenstate_models.errors import DataError
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.cell_options import CellFlags
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
@@ -47,11 +46,8 @@ def _read(patterns: Sequence[str], limit: int) -> list[str]:
     """Files as text, no more characters than `limit` altogether."""
     documents = []
     left = limit or None
-    for path in text.expand(patterns):
-        try:
-            document = path.read_text(encoding="utf-8")[:left]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
+    for source in sources.expand(patterns):
+        document = sources.text_of(source)[:left]
         documents.append(document)
         if left is not None:
             left -= len(document)

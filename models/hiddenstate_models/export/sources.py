@@ -22,7 +22,7 @@ from hiddenstate_models.bundle import (
     TextSettings,
     ValueSettings,
 )
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources, text
 from hiddenstate_models.data.labelled import TAGGED_WORD_PATTERN
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.export.writing import BundleContents, write_bundle
@@ -172,16 +172,18 @@ def _from_bundle(folder: Path) -> tuple[BundleContents, Probe]:
 
 def _validation_tokens(tokenizer: Tokenizer, data: dict[str, Any]) -> Probe:
     """The run's validation text, where it still lies where it lay."""
-    paths = [Path(path) for pattern in data["validation"] for path in sorted(_matches(pattern))]
-    if not paths:
+    found = [source for pattern in data["validation"] for source in _matches(pattern)]
+    if not found:
         return None
-    documents = text.read_documents(paths, data["options"]["documents"])
+    documents = text.read_documents(found, data["options"]["documents"])
     return text.encode(tokenizer, documents).tokens.astype(np.int64)
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str) -> list[sources.Source]:
+    if pattern == sources.STANDARD_INPUT:
+        return []
     try:
-        return text.expand([pattern])
+        return sources.expand([pattern])
     except DataError:
         return []
 

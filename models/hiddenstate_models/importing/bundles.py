@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from hiddenstate_models.bundle import Bundle, TextSettings, ValueSettings
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources, text
 from hiddenstate_models.data.series import read_series
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.export import BundleContents, write_bundle
@@ -197,7 +197,7 @@ def _errors(draft: Bundle, options: ImportOptions, settings: ValueSettings | Non
     step = reference_step(draft)
     assert isinstance(step, ReferenceValueStep)
     network: NextValueNetwork = step.network
-    series = read_series(text.expand(options.data), columns=tuple(options.columns), layout="joint")
+    series = read_series(sources.expand(options.data), columns=tuple(options.columns), layout="joint")
     squares, counts = np.zeros(len(targets)), np.zeros(len(targets))
     for one in series:
         if one.values.shape[1] != len(settings.columns):

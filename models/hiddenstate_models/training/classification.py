@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources, text
 from hiddenstate_models.data.labelled import LabelledText, Side, names_of, read_texts
 from hiddenstate_models.data.lanes import Chunk
 from hiddenstate_models.data.lexicon import Lexicon
@@ -116,9 +116,9 @@ def texts_as_documents(texts: Sequence[LabelledText], lexicon: Lexicon, names: S
 
 def _prepare(told: Told[ClassificationOptions], resumed: Path | None) -> Prepared:
     settings = told.settings
-    training = read_texts(text.expand(told.data), settings.label_column)
+    training = read_texts(sources.expand(told.data), settings.label_column)
     if told.valid:
-        validation = read_texts(text.expand(told.valid), settings.label_column)
+        validation = read_texts(sources.expand(told.valid), settings.label_column)
     else:
         training, validation = held_out(training, "sentences", "name validation files with --valid")
     names = names_of(one.label for one in training)
@@ -153,6 +153,7 @@ CLASSIFICATION = Recipe(
 
     Example: hiddenstate-models train classification --data reviews.tsv --out runs/reviews
     """,
-    reads="Files with a label and a text a line, a tab between them; or .csv and .parquet; repeatable.",
-    holds_out="Files to validate on; without it, every 20th text.",
+    reads="Files with a label and a text a line, a tab between them, .csv and .parquet (FILE:TEXT,LABEL for columns), "
+    "globs, - for standard input, or hf:NAME[,CONF][:SPLIT][:TEXT,LABEL] of Hugging Face; repeatable.",
+    holds_out="The same to validate on; without it, every 20th text.",
 )

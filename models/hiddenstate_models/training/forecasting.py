@@ -234,6 +234,7 @@ FORECASTING = Recipe(
 
     Example: hiddenstate-models train forecasting --data load.csv --horizon 48 --seasons 24,168 --out runs/load
     """,
-    reads="CSV, Parquet or text files or globs to learn from; repeatable.",
-    holds_out="Files to validate on, never learnt from; without it, the end of every series.",
+    reads="CSV, Parquet (FILE:COLUMN for one column) or text files to learn from, globs, - for standard input, or "
+    "hf:NAME[,CONF][:SPLIT][:COLUMN] of Hugging Face; repeatable.",
+    holds_out="The same to validate on, never learnt from; without it, the end of every series.",
 )

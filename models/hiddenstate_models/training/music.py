@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hiddenstate_models.baselines.notes import NoteBaseline
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.music import Piece, has_parts, read_pieces, transposed
 from hiddenstate_models.errors import ConfigurationError
@@ -112,7 +112,7 @@ def mean_loss(network: MusicNetwork, pieces: Sequence[Piece]) -> float:
 
 def _prepare(told: Told[MusicOptions], _resumed: Path | None) -> Prepared:
     music, valid = told.settings, told.valid
-    if not valid and all(has_parts(path) for path in text.expand(told.data)):
+    if not valid and all(has_parts(path) for path in sources.files(told.data)):
         valid = told.data
     training, validation = _pieces(told.data, valid, music.frames_per_beat)
     config = music.network()
@@ -129,11 +129,11 @@ def _prepare(told: Told[MusicOptions], _resumed: Path | None) -> Prepared:
 
 def _pieces(data: list[str], valid: list[str], frames_per_beat: int) -> tuple[list[Piece], list[Piece]]:
     """Pieces to learn from and to validate on: the parts of the files, files of their own, or every twentieth piece."""
-    unseen = [path for path in text.expand(valid) if not has_parts(path)]
-    paths = [path for path in text.expand(data) if path not in unseen]
+    unseen = [path for path in sources.files(valid) if not has_parts(path)]
+    paths = [path for path in sources.files(data) if path not in unseen]
     pieces = read_pieces(paths, "train", frames_per_beat=frames_per_beat)
     if valid:
-        return pieces, read_pieces(text.expand(valid), "valid", frames_per_beat=frames_per_beat)
+        return pieces, read_pieces(sources.files(valid), "valid", frames_per_beat=frames_per_beat)
     return held_out(pieces, "pieces", "name validation files with --valid")
 
 

@@ -173,6 +173,7 @@ NEXT_VALUE = Recipe(
 
     Example: hiddenstate-models train next-value --data 'sensors/*.csv' --valid sensors/roof.csv --out runs/sensors
     """,
-    reads="CSV, Parquet or text files or globs to learn from; repeatable.",
-    holds_out="Files to validate on, never learnt from; without it, the end of every series.",
+    reads="CSV, Parquet (FILE:COLUMN for one column) or text files to learn from, globs, - for standard input, or "
+    "hf:NAME[,CONF][:SPLIT][:COLUMN] of Hugging Face; repeatable.",
+    holds_out="The same to validate on, never learnt from; without it, the end of every series.",
 )

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources, text
 from hiddenstate_models.data.lanes import Chunk, Lanes
 from hiddenstate_models.data.text import Corpus
 from hiddenstate_models.errors import ConfigurationError
@@ -36,7 +36,7 @@ class NextWordOptions(CellFlags):
     documents: Literal["auto", "file", "blank-line", "line"] = option(
         "auto",
         "Where documents end. auto: articles of WikiText files, blank lines in dialogues (speaker<TAB>words), "
-        "else files.",
+        "rows of tables, else files.",
     )
     hidden: str = with_default("hidden", "256,256")
     embedding: int = option(256, "Size of the word embedding.")
@@ -178,9 +178,9 @@ def _prepare(told: Told[NextWordOptions], resumed: Path | None) -> Prepared:
 
 def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:
     """Documents to learn from and to validate on: files of their own, or every twentieth document."""
-    documents = list(text.read_documents(text.expand(data), ends))
+    documents = list(text.read_documents(sources.expand(data), ends))
     if valid:
-        return documents, list(text.read_documents(text.expand(valid), ends))
+        return documents, list(text.read_documents(sources.expand(valid), ends))
     advice = "name validation text with --valid, or say where documents end with --documents"
     return held_out(documents, "documents", advice)
 
@@ -195,6 +195,7 @@ NEXT_WORD = Recipe(
 
     Example: hiddenstate-models train next-word --data 'books/*.txt' --out runs/books --output sampled
     """,
-    reads="Text files or globs to learn from; repeatable.",
-    holds_out="Text to validate on; without it, every twentieth document.",
+    reads="Text files to learn from, .parquet (FILE:COLUMN), globs, - for standard input, or "
+    "hf:NAME[,CONF][:SPLIT][:COLUMN] of Hugging Face; repeatable.",
+    holds_out="The same to validate on; without it, every twentieth document.",
 )

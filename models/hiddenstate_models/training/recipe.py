@@ -19,7 +19,7 @@ class Told(Generic[Settings]):
     """All that a run is told; the run folder's config.toml says the same."""
 
     data: list[str]
-    """What to learn from: files, globs."""
+    """What to learn from, as it was typed; see `data.sources`."""
     valid: list[str]
     """What to validate on; without it the task holds a part of the data out."""
     settings: Settings

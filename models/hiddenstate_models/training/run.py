@@ -39,7 +39,7 @@ class RunRecord:
     network: dict[str, Any]
     training: dict[str, Any]
     data: dict[str, Any]
-    """Files, and how they were read."""
+    """What was read, as it was typed, and how."""
     command: str
     facts: dict[str, Any] = field(default_factory=dict)
     """What the data turned out to hold; a run that is resumed must find the same."""

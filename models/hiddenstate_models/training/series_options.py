@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiddenstate_models.cells import Cell
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources
 from hiddenstate_models.data.series import Series, read_series
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.training.cell_options import CellFlags, with_default
@@ -65,12 +65,12 @@ class SeriesFlags(CellFlags):
         Raises:
             DataError: there is nothing left to learn from.
         """
-        held_out = text.expand(valid)
-        paths = [path for path in text.expand(data) if path not in held_out]
-        if not paths:
+        held_out = sources.expand(valid)
+        learnt_from = [source for source in sources.expand(data) if source not in held_out]
+        if not learnt_from:
             raise DataError("every file to learn from is also one to validate on")
         columns = names(self.columns)
-        training = read_series(paths, columns=columns, layout=self.layout)
+        training = read_series(learnt_from, columns=columns, layout=self.layout)
         return training, read_series(held_out, columns=columns, layout=self.layout)
 
 

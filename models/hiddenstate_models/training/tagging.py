@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenstate_models.data import text
+from hiddenstate_models.data import sources
 from hiddenstate_models.data.entities import EntityCounts, marks_entities
 from hiddenstate_models.data.labelled import TAGGED_WORD_PATTERN, TaggedSentence, names_of, read_tagged
 from hiddenstate_models.data.lanes import Chunk
@@ -143,9 +143,9 @@ def _compact(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _prepare(told: Told[TaggingOptions], resumed: Path | None) -> Prepared:
     settings = told.settings
-    training = read_tagged(text.expand(told.data))
+    training = read_tagged(sources.expand(told.data))
     if told.valid:
-        validation = read_tagged(text.expand(told.valid))
+        validation = read_tagged(sources.expand(told.valid))
     else:
         training, validation = held_out(training, "sentences", "name validation files with --valid")
     names = names_of(tag for sentence in training for tag in sentence.tags)
@@ -190,6 +190,7 @@ TAGGING = Recipe(
 
     Example: hiddenstate-models train tagging --data train.conll --valid dev.conll --look-ahead 2 --out runs/names
     """,
-    reads="Files with a word a line, its tag last, blank lines between sentences (CoNLL); repeatable.",
-    holds_out="Files to validate on; without it, every 20th sentence.",
+    reads="Files with a word a line, its tag last, blank lines between sentences (CoNLL), .parquet with lists of "
+    "tokens and tags, globs, - (standard input), or hf:NAME[,CONF][:SPLIT][:TOKENS,TAGS] of Hugging Face; repeatable.",
+    holds_out="The same to validate on; without it, every 20th sentence.",
 )
