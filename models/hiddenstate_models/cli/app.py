@@ -1,4 +1,4 @@
-"""The `hiddenstate-models` command: train, evaluate, export, inspect."""
+"""The `hiddenstate-models` command: train, search, evaluate, export, inspect."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ from hiddenstate_models.cli.bundles import export, inspect
 from hiddenstate_models.cli.gradients import gradients
 from hiddenstate_models.cli.importing import import_
 from hiddenstate_models.cli.runs import compare, list_runs
+from hiddenstate_models.cli.search import add_search_command
 from hiddenstate_models.cli.training import add_train_command
 from hiddenstate_models.errors import ModelError
 from hiddenstate_models.training.recipes import RECIPES
@@ -26,11 +27,17 @@ train_app = typer.Typer(
     no_args_is_help=True,
     help="Train a model: a run folder with checkpoints, learning curve and best weights.",
 )
+search_app = typer.Typer(
+    no_args_is_help=True,
+    help="Search for the settings with which training does best, trial by trial.",
+)
 app.add_typer(train_app, name="train")
+app.add_typer(search_app, name="search")
 app.add_typer(experiments.app, name="experiments")
 
 for recipe in RECIPES.values():
     add_train_command(train_app, recipe)
+    add_search_command(search_app, recipe)
 
 
 @app.command()

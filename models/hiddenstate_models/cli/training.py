@@ -12,14 +12,23 @@ from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.recipe import Recipe, Told
 
 
-def add_train_command(app: typer.Typer, recipe: Recipe[Any]) -> None:
-    """Adds the task's command to `app`."""
+def configuration_of(recipe: Recipe[Any]) -> Any:
+    """The flag --config, by which a file's settings take the place of the other flags' defaults."""
 
     def configure(context: typer.Context, path: Path | None) -> Path | None:
-        """The file's settings take the place of the flags' defaults."""
         if path is not None:
             context.default_map = read_configuration(path, recipe)
         return path
+
+    return typer.Option(
+        help="TOML file with settings, such as a run's config.toml; flags override it.",
+        is_eager=True,
+        callback=configure,
+    )
+
+
+def add_train_command(app: typer.Typer, recipe: Recipe[Any]) -> None:
+    """Adds the task's command to `app`."""
 
     @app.command(recipe.task, help=recipe.help)
     @with_options(**{recipe.group: recipe.settings, TRAINING: TrainingOptions})
@@ -29,14 +38,7 @@ def add_train_command(app: typer.Typer, recipe: Recipe[Any]) -> None:
         data: Annotated[list[str], typer.Option(help=recipe.reads)] = [],  # noqa: B006
         valid: Annotated[list[str], typer.Option(help=recipe.holds_out)] = [],  # noqa: B006
         out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs") / recipe.task,
-        config: Annotated[  # noqa: ARG001 - its callback has read it
-            Path | None,
-            typer.Option(
-                help="TOML file with settings, such as a run's config.toml; flags override it.",
-                is_eager=True,
-                callback=configure,
-            ),
-        ] = None,
+        config: Annotated[Path | None, configuration_of(recipe)] = None,  # noqa: ARG001 - its callback has read it
         resume: Annotated[
             bool,
             typer.Option(

@@ -1,7 +1,7 @@
 """What the train commands do: prepare the task, train, and say what to do next."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -49,10 +49,13 @@ def train(
     *,
     max_updates: int | None = None,
     watchers: Sequence[Watcher] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
 ) -> bool:
     """Trains in `folder`; True when finished, False when stopped half-way with a checkpoint to resume from.
 
-    A process that torchrun has started again goes on from the run's last checkpoint.
+    It stops where a signal or `should_stop` asks for it, and tells what it does on `console`. A process that torchrun
+    has started again goes on from the run's last checkpoint.
 
     Raises:
         ConfigurationError: the folder holds a run already, or settings do not go together.
@@ -63,15 +66,33 @@ def train(
     # By the workers that were here before, not by somebody else.
     again = begun and restarts() > 0 and run.RunRecord.load(folder).command == run.command_line()
     if again and has_checkpoint(folder / "checkpoint"):
-        return resume(recipe, folder, max_updates=max_updates)
+        return resume(
+            recipe, folder, max_updates=max_updates, watchers=watchers, should_stop=should_stop, console=console
+        )
     if begun and not again:
         raise ConfigurationError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
-    _require_data(told)
-    return _fit(recipe, told, folder, resumed=None, max_updates=max_updates, watchers=watchers)
+    require_data(told)
+    return _fit(
+        recipe,
+        told,
+        folder,
+        resumed=None,
+        max_updates=max_updates,
+        watchers=watchers,
+        should_stop=should_stop,
+        console=console,
+    )
 
 
 def resume(
-    recipe: Recipe[Settings], folder: Path, *, changes: Mapping[str, Any] | None = None, max_updates: int | None = None
+    recipe: Recipe[Settings],
+    folder: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    max_updates: int | None = None,
+    watchers: Sequence[Watcher] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
 ) -> bool:
     """Goes on with the run in `folder` as it was told when it started, but for `changes` of CHANGEABLE options.
 
@@ -91,12 +112,21 @@ def resume(
     read = record.data
     settings = cast(Any, recipe.settings)(**read["options"])
     told = Told(read["training"], read["validation"], settings, TrainingOptions(**record.training))
-    return _fit(recipe, told, folder, resumed=record, max_updates=max_updates, watchers=())
+    return _fit(
+        recipe,
+        told,
+        folder,
+        resumed=record,
+        max_updates=max_updates,
+        watchers=watchers,
+        should_stop=should_stop,
+        console=console,
+    )
 
 
 def dry_run(recipe: Recipe[Settings], told: Told[Settings]) -> None:
     """Says what a run would learn from, and what memory and time it would take, and writes nothing."""
-    _require_data(told)
+    require_data(told)
     fabric = make_fabric(told.training)
     prepared = _prepare(recipe, told, None)
     console = Console(quiet=fabric.global_rank != 0)
@@ -105,7 +135,8 @@ def dry_run(recipe: Recipe[Settings], told: Told[Settings]) -> None:
         console.print(summary_table(measure(prepared, told.training, fabric, console, recipe.unit)))
 
 
-def _require_data(told: Told[Any]) -> None:
+def require_data(told: Told[Any]) -> None:
+    """Raises ConfigurationError where no data is named."""
     if not told.data:
         raise ConfigurationError("nothing to learn from: name files with --data")
 
@@ -144,6 +175,8 @@ def _fit(
     resumed: run.RunRecord | None,
     max_updates: int | None,
     watchers: Sequence[Watcher],
+    should_stop: Callable[[], bool],
+    console: Console | None,
 ) -> bool:
     fabric = make_fabric(told.training)
     prepared = _prepare(recipe, told, folder if resumed else None)
@@ -165,7 +198,7 @@ def _fit(
         write_configuration(folder / CONFIGURATION_FILE, recipe, told)
         for name, content in prepared.files.items():
             (folder / name).write_text(content, encoding="utf-8")
-    console = Console(quiet=fabric.global_rank != 0)
+    console = console or Console(quiet=fabric.global_rank != 0)
     console.print(summary_table(_facts(prepared, told.training, fabric)))
     finished = run.train(
         folder,
@@ -178,6 +211,7 @@ def _fit(
         unit=recipe.unit,
         max_updates=max_updates,
         watchers=watchers,
+        should_stop=should_stop,
     )
     if finished:
         if fabric.global_rank == 0:

@@ -9,7 +9,7 @@ the bit what an uninterrupted one does.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
@@ -64,6 +64,11 @@ class Task(Protocol):
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Scores on held-out data; "error", where there is one, or else "loss" decides which epoch was best."""
         ...
+
+
+def decisive(scores: Mapping[str, float]) -> float:
+    """The score that says which epoch, and which of two runs, is better: the lower."""
+    return scores.get("error", scores["loss"])
 
 
 @dataclass
@@ -322,10 +327,10 @@ class Trainer:
         self._network.train()
         if not math.isfinite(scores["loss"]):
             raise diverged(f"the validation loss is {scores['loss']} after epoch {progress.epoch + 1}")
-        decisive = scores.get("error", scores["loss"])
-        improved = decisive < progress.best_loss
+        score = decisive(scores)
+        improved = score < progress.best_loss
         if improved:
-            progress.best_loss, progress.best_epoch = decisive, progress.epoch
+            progress.best_loss, progress.best_epoch = score, progress.epoch
         else:
             progress.plateaus += 1
         training_loss = progress.epoch_loss / max(progress.epoch_count, 1)

@@ -11,7 +11,7 @@ learning-curve.png, gradients.png, gradients.json, events.out.tfevents.*
 import json
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,8 +80,9 @@ def train(
     unit: str,
     max_updates: int | None = None,
     watchers: Sequence[Watcher] = (),
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Trains in `folder` until done, or until a signal asks to stop: then it saves and returns False."""
+    """Trains in `folder` until done, or until a signal or `should_stop` asks to: then it saves and returns False."""
     keep_freed_memory()
     leads = fabric.global_rank == 0
     screen = ConsoleWatcher(
@@ -102,7 +103,7 @@ def train(
         return trainer.fit(
             on_checkpoint=lambda checkpoint: save_checkpoint(folder / "checkpoint", checkpoint) if leads else None,
             on_best=lambda best: save_weights(folder, best) if leads else None,
-            should_stop=lambda: bool(stopped),
+            should_stop=lambda: bool(stopped) or should_stop(),
             max_updates=max_updates,
         )
 
