@@ -23,10 +23,13 @@ COMMON += ["--accelerator", "cpu", "--warmup", "0"]
 WORDS = ["next-word", "--embedding", "6", "--vocabulary", "20", "--dropout", "0", "--learning-rate", "0.3"]
 SAMPLED = [*WORDS, "--output", "sampled", "--samples", "8", "--full-epochs", "0"]
 VALUES = ["next-value", "--learning-rate", "0.05", "--session", "40"]
+FORECASTS = ["forecasting", "--learning-rate", "0.05", "--session", "40", "--horizon", "4", "--origins", "2"]
+FORECASTS += ["--k2", "6"]
 TASKS = {
     "next-word": WORDS,
     "sampled": SAMPLED,
     "next-value": VALUES,
+    "forecasting": FORECASTS,
     "regularised": [*WORDS, "--gradient-regulariser", "0.5"],
 }
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -47,11 +50,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "corpus.txt").write_text("\n\n".join(dialogues))
     wave = np.sin(np.arange(200) / 5) + generator.normal(0, 0.1, 200)
     (folder / "wave.csv").write_text("value\n" + "\n".join(map(str, wave)))
-    return {"next-word": folder / "corpus.txt", "next-value": folder / "wave.csv"}
+    values = folder / "wave.csv"
+    return {"next-word": folder / "corpus.txt", "next-value": values, "forecasting": values}
 
 
 def command(task: list[str], data: dict[str, Path], out: Path) -> list[str]:
-    return ["train", *task, "--data", str(data[task[0]]), "--out", str(out), *COMMON]
+    return ["train", task[0], "--data", str(data[task[0]]), "--out", str(out), *COMMON, *task[1:]]
 
 
 def in_one_process(arguments: list[str]) -> None:

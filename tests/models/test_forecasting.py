@@ -16,7 +16,7 @@ from hiddenstate_models.data.series import Series
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.evaluation.forecasting import COVERAGE, ERROR, QUANTILE_LOSS, SEASONAL, forecast_scores
 from hiddenstate_models.networks.forecasting import ForecastingConfig, ForecastingNetwork
-from hiddenstate_models.training.forecasting import ForecastingOptions, forecast_ends, forecasting_lanes
+from hiddenstate_models.training.forecasting import ForecastingLanes, ForecastingOptions, forecast_ends
 
 NAN = math.nan
 CONFIGS = [
@@ -75,11 +75,17 @@ def test_true_values_are_given_instead_of_predictions_where_they_are_known() -> 
 def test_targets_are_what_comes_after_each_row() -> None:
     config = ForecastingConfig(columns=2, targets=(1,), horizon=3)
     series = np.arange(12.0).reshape(6, 2)
-    (chunk,) = forecasting_lanes([series], config, lanes=1, steps=5).epoch(0)
+    ahead = np.array([[3, 5, 7], [5, 7, 9], [7, 9, 11], [9, 11, NAN], [11, NAN, NAN]])
+    (chunk,) = ForecastingLanes([series], config, origins=9, lanes=1, steps=5, seed=0).epoch(0)
     np.testing.assert_array_equal(chunk.inputs[:, 0], series[:5])
-    np.testing.assert_array_equal(
-        chunk.targets[:, 0, :, 0], [[3, 5, 7], [5, 7, 9], [7, 9, 11], [9, 11, NAN], [11, NAN, NAN]]
-    )
+    np.testing.assert_array_equal(chunk.targets[:, 0, :, 0], ahead)
+    lanes = ForecastingLanes([series], config, origins=2, lanes=1, steps=5, seed=0)
+    drawn = [chunk.places.tolist() for epoch in range(9) for chunk in lanes.epoch(epoch) if chunk.places is not None]
+    assert {place for places in drawn for place in places} == set(range(5))
+    for epoch, places in enumerate(drawn):
+        (again,) = lanes.epoch(epoch)
+        assert places == again.places.tolist() == sorted(set(places))  # type: ignore[union-attr]
+        np.testing.assert_array_equal(again.targets[:, 0, :, 0], ahead[places])
 
 
 def test_the_ends_of_series_are_forecast_from_all_that_came_before() -> None:
@@ -145,7 +151,7 @@ def test_learns_a_season_evaluates_and_exports(tmp_path: Path) -> None:
     data.write_text("\n".join(rows))
     settings = ("--horizon", 12, "--seasons", 12, "--hidden", 8, "--lanes", 4, "--k1", 24, "--k2", 24,
                 "--learning-rate", 0.01, "--warmup", 5)  # fmt: skip
-    run("train", "forecasting", "--data", data, "--out", out, "--epochs", 6, "--teacher-forcing", 0.3, *settings)
+    run("train", "forecasting", "--data", data, "--out", out, "--epochs", 12, "--teacher-forcing", 0.3, *settings)
     scores = json.loads(run("evaluate", out, "--json"))["load.csv"]
     assert list(scores) == ["model", "persistence", SEASONAL]
     assert scores["model"][ERROR] < scores[SEASONAL][ERROR] < scores["persistence"][ERROR]

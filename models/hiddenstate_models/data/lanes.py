@@ -33,6 +33,8 @@ class Chunk(NamedTuple):
     """[T, B, ...], padded with what the loss ignores."""
     starts: npt.NDArray[np.bool_]
     """[B]: lanes that begin a document here, from a fresh state."""
+    places: npt.NDArray[np.int64] | None = None
+    """[S]: the steps that targets [S, B, ...] belong to, in order; None: every one."""
 
 
 class Source(Protocol):

@@ -51,18 +51,14 @@ class Unrolled:
     """[T, B]: steps since the first one of the document."""
     _network: nn.Module
     _task: Task
-    _outputs: Sequence[tuple[Any, Tensor]]
-    """Of each chunk, outputs and targets."""
+    _outputs: Sequence[tuple[Any, Tensor, list[int]]]
+    """Of each chunk, outputs, targets, and the steps they belong to."""
 
     def loss(self, time: int, epoch: int) -> Tensor:
-        """The loss of step `time` alone, summed over lanes; lanes do not see each other."""
-        chunks = iter(self._outputs)
-        outputs, targets = next(chunks)
-        while time >= len(targets):
-            time -= len(targets)
-            outputs, targets = next(chunks)
+        """The loss of step `time`, which has targets, alone; summed over lanes, which do not see each other."""
+        outputs, targets, places = next(chunk for chunk in self._outputs if time in chunk[2])
         only = torch.full_like(targets, self._task.lanes.padding)
-        only[time] = targets[time]
+        only[places.index(time)] = targets[places.index(time)]
         return self._task.loss(self._network, outputs, only, epoch)
 
 
@@ -95,16 +91,24 @@ def _unroll(network: nn.Module, stack: RecurrentStack, task: Task, chunks: Seque
     state: Tensor = network.initial_state(chunks[0].inputs.shape[1])  # type: ignore[operator]
     state.requires_grad_()
     age = torch.zeros(len(state), dtype=torch.int64)
-    outputs, known, ages = [], [], []
+    outputs: list[tuple[Any, Tensor, list[int]]] = []
+    known: list[Tensor] = []
+    ages: list[Tensor] = []
+    done = 0
     with stack.recording() as steps:
         for chunk in chunks:
-            starts, targets = torch.from_numpy(chunk.starts), torch.from_numpy(chunk.targets)
+            inputs, targets, starts = map(torch.from_numpy, chunk[:3])
+            places = list(range(len(inputs))) if chunk.places is None else chunk.places.tolist()
+            asked = () if chunk.places is None else (places,)
             age = age.masked_fill(starts, 0)
-            of_chunk, state = network(torch.from_numpy(chunk.inputs), state.masked_fill(starts.unsqueeze(1), 0))
-            outputs.append((of_chunk, targets))
-            known.append(_known(targets, task.lanes.padding))
-            ages.append(age + torch.arange(len(targets)).unsqueeze(1))
-            age = age + len(targets)
+            of_chunk, state = network(inputs, state.masked_fill(starts.unsqueeze(1), 0), *asked)
+            outputs.append((of_chunk, targets, [done + place for place in places]))
+            there = torch.zeros(inputs.shape[:2], dtype=torch.bool)
+            there[places] = _known(targets, task.lanes.padding)
+            known.append(there)
+            ages.append(age + torch.arange(len(inputs)).unsqueeze(1))
+            age = age + len(inputs)
+            done += len(inputs)
     depth = len(stack.row_sizes)
     layers = [_joined(steps[layer::depth]) for layer in range(depth)]
     return Unrolled(layers, torch.cat(known), torch.cat(ages), network, task, outputs)
@@ -125,4 +129,4 @@ def _known(targets: Tensor, padding: float) -> Tensor:
 
 
 def _some_lanes(chunk: Chunk, lanes: int) -> Chunk:
-    return Chunk(chunk.inputs[:, :lanes], chunk.targets[:, :lanes], chunk.starts[:lanes])
+    return Chunk(chunk.inputs[:, :lanes], chunk.targets[:, :lanes], chunk.starts[:lanes], chunk.places)

@@ -79,8 +79,6 @@ class ForecastingNetwork(nn.Module):
         self.config = config
         self.targets: Tensor
         self.register_buffer("targets", torch.tensor(config.targets), persistent=False)
-        self.origins: int | None = None
-        """How many steps of a sequence forecasts begin at in training, drawn at random; None: all of them."""
         targets, inputs = len(config.targets), (1 + len(config.seasons)) * len(config.targets)
         self.encoder = OnlineScaling(config.columns)
         self.cells = RecurrentStack(self.encoder.feature_size + len(config.seasons) * targets, config)
@@ -100,14 +98,11 @@ class ForecastingNetwork(nn.Module):
         """Zeros [batch, state_size]."""
         return next(self.parameters()).new_zeros(batch, self.state_size)
 
-    def forward(self, values: Tensor, state: Tensor) -> tuple[Origins, Tensor]:
-        """values float64 [T, B, columns], state [B, state_size] -> where forecasts begin, state after the last."""
-        if not self.training or self.origins is None or self.origins >= len(values):
-            return self.read(values, state)
-        return self.read(values, state, sorted(torch.randperm(len(values))[: self.origins].tolist()))
+    def forward(self, values: Tensor, state: Tensor, places: Sequence[int] | None = None) -> tuple[Origins, Tensor]:
+        """values float64 [T, B, columns], state [B, state_size] -> where forecasts begin, state after the last.
 
-    def read(self, values: Tensor, state: Tensor, places: Sequence[int] | None = None) -> tuple[Origins, Tensor]:
-        """As `forward`, with forecasts that begin after the steps at `places` [S], in order; None: after every one."""
+        Forecasts begin after the steps at `places` [S], in order; None: after every one.
+        """
 
         def chosen(x: Tensor) -> Tensor:
             return x if places is None else x[places]

@@ -1,6 +1,6 @@
 """Learning to forecast several steps ahead."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -70,18 +70,25 @@ class ForecastingTask:
         sessions = cut(training, forecasting.session)
         if not sessions:
             raise DataError("no series has two values to learn from")
-        self.lanes = forecasting_lanes(sessions, config, lanes=options.lanes, steps=options.k1, seed=options.seed)
+        self.lanes = ForecastingLanes(
+            sessions,
+            config,
+            origins=forecasting.origins,
+            lanes=options.lanes,
+            steps=options.k1,
+            seed=options.seed,
+            vary=options.sample_k1,
+        )
         self._validation = validation
         self._windows = forecasting.windows
         self._share = forecasting.teacher_forcing
 
     def loss(self, network: nn.Module, outputs: Origins, targets: Tensor, _epoch: int) -> Tensor:
-        """Surprise in nats of targets [T, B, horizon, targets], known from a sample of their origins, in sum."""
-        scaled, known = scaled_truth(outputs, targets[outputs.places])
+        """Summed surprise in nats of targets [S, B, horizon, targets], missing ones left out."""
+        scaled, known = scaled_truth(outputs, targets)
         truth = scaled.masked_fill(~known, torch.nan)
         prediction = cast(ForecastingNetwork, network).decode(outputs, truth, self._share)
-        total = negative_log_likelihood(prediction, scaled).masked_fill(~known, 0).sum()
-        return total * ((~targets.isnan()).sum() / known.sum().clamp(min=1))
+        return negative_log_likelihood(prediction, scaled).masked_fill(~known, 0).sum()
 
     def count(self, chunk: Chunk) -> int:
         """Values to predict."""
@@ -96,17 +103,41 @@ class ForecastingTask:
         return validate(cast(ForecastingNetwork, network), self._validation, self._windows)
 
 
-def forecasting_lanes(
-    series: Sequence[Floats], config: ForecastingConfig, *, lanes: int, steps: int, seed: int | None = None
-) -> Lanes:
-    """Series as lanes: each row is an input, and the target columns of the `horizon` rows after it the target."""
-    documents = []
-    for values in series:
-        ahead = np.full((config.horizon - 1, len(config.targets)), np.nan)
-        padded = np.concatenate([values[1:, config.targets], ahead])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, config.horizon, axis=0)
-        documents.append((values[:-1], windows.swapaxes(1, 2)))
-    return Lanes(documents, lanes=lanes, steps=steps, padding=np.nan, seed=seed)
+class ForecastingLanes(Lanes):
+    """Series as lanes: each row is an input, and the target columns of the `horizon` rows after it the target.
+
+    Of every chunk `origins` steps keep their targets, drawn by (seed, epoch, chunk), so that all processes of a run
+    forecast from the same ones.
+    """
+
+    def __init__(
+        self,
+        series: Sequence[Floats],
+        config: ForecastingConfig,
+        *,
+        origins: int,
+        lanes: int,
+        steps: int,
+        seed: int,
+        vary: bool = False,
+    ) -> None:
+        documents = []
+        for values in series:
+            ahead = np.full((config.horizon - 1, len(config.targets)), np.nan)
+            padded = np.concatenate([values[1:, config.targets], ahead])
+            windows = np.lib.stride_tricks.sliding_window_view(padded, config.horizon, axis=0)
+            documents.append((values[:-1], windows.swapaxes(1, 2)))
+        super().__init__(documents, lanes=lanes, steps=steps, padding=np.nan, seed=seed, vary=vary)
+        self._origins = origins
+        self._draws = seed
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Chunk]:
+        """See Lanes."""
+        for number, chunk in enumerate(super().epoch(epoch, skip), start=skip):
+            generator = np.random.default_rng((self._draws, epoch, number))
+            steps = len(chunk.inputs)
+            places = np.sort(generator.permutation(steps)[: self._origins])
+            yield chunk._replace(targets=chunk.targets[places], places=places)
 
 
 def scaled_truth(origins: Origins, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +181,7 @@ def forecast_ends(network: ForecastingNetwork, series: Sequence[Floats], windows
             found |= {i: _nothing(config) for i in chosen}
             continue
         state = network.initial_state(len(chosen))
-        origins, _ = network.read(together.to(device), state, every)
+        origins, _ = network(together.to(device), state, every)
         step, lane = torch.tensor(pairs, device=device).T
         picked = Origins(
             places=origins.places[:1],
@@ -202,7 +233,6 @@ def _prepare(told: Told[ForecastingOptions], _resumed: Path | None) -> Prepared:
     columns = forecasting.columns_of(training[0])
     config = forecasting.network(columns)
     network = ForecastingNetwork(config)
-    network.origins = forecasting.origins
     learnt, scored = [one.values for one in training], [one.values for one in validation]
     task = ForecastingTask(learnt, scored, config, told.training, forecasting)
     facts = {

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -37,7 +37,10 @@ class Network(Protocol):
         ...
 
     def __call__(self, sequence: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """sequence [T, B, ...], state -> outputs [T, B, ...], state."""
+        """sequence [T, B, ...], state -> outputs [T, B, ...], state.
+
+        Where the data's chunks have `places`, they are a third argument, and outputs are [S, B, ...].
+        """
         ...
 
 
@@ -50,7 +53,7 @@ class Task(Protocol):
         ...
 
     def loss(self, network: nn.Module, outputs: Any, targets: Tensor, epoch: int, /) -> Tensor:
-        """Summed loss of targets [T, B, ...] given the network's outputs, [T, B, ...] each."""
+        """Summed loss of targets [T, B, ...] (where chunks have places [S, B, ...]) given outputs, the same each."""
         ...
 
     def count(self, chunk: Chunk) -> int:
@@ -127,6 +130,17 @@ class Watcher(Protocol):
     def validated(self, progress: Progress) -> None: ...
 
 
+class Part(NamedTuple):
+    """This process's lanes of a chunk."""
+
+    inputs: Tensor
+    """[T, B, ...]"""
+    starts: Tensor
+    """[B]"""
+    places: list[int] | None
+    """Steps that outputs are asked for; None: all."""
+
+
 class WindowLoss(nn.Module):
     """A window's forward pass as one module, so that data parallelism and mixed precision wrap all of it."""
 
@@ -137,17 +151,18 @@ class WindowLoss(nn.Module):
         self._regularised = regularised
 
     def forward(
-        self, window: Sequence[tuple[Tensor, Tensor]], targets: Tensor, state: Tensor, epoch: int
+        self, window: Sequence[Part], targets: Tensor, state: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Chunks' (inputs, starts) in order, targets of the last one, state before the first.
+        """Chunks in order, targets of the last one, state before the first.
 
         Returns the last chunk's summed loss, the state after the first chunk, and the regulariser if asked for.
         """
         after_first: Tensor | None = None
         with recording(self.network) if self._regularised else nullcontext() as recorded:
-            for inputs, starts in window:
+            for inputs, starts, places in window:
                 state = state.masked_fill(starts.unsqueeze(1), 0)
-                outputs, state = self.network(inputs, state)
+                asked = () if places is None else (places,)
+                outputs, state = self.network(inputs, state, *asked)
                 after_first = state if after_first is None else after_first
         assert after_first is not None
         loss = self._task.loss(self.network, outputs, targets, epoch)
@@ -287,7 +302,14 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         count = self._task.count(window[-1])
-        parts = [(self._local(chunk.inputs), self._local(chunk.starts, axis=0)) for chunk in window]
+        parts = [
+            Part(
+                self._local(chunk.inputs),
+                self._local(chunk.starts, axis=0),
+                None if chunk.places is None else chunk.places.tolist(),
+            )
+            for chunk in window
+        ]
         total, after_first, penalty = self._learner(parts, self._local(window[-1].targets), self._state, progress.epoch)
         # Data parallelism averages gradients over processes; the loss is a mean over all lanes' targets.
         loss = total * (self._fabric.world_size / max(count, 1))
