@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.models.test_training import OPTIONS, WORDS, documents, network_of, trainer, write_corpus
 from typer.testing import CliRunner
 
@@ -133,6 +134,41 @@ def test_resuming_with_another_vocabulary_is_refused(stopped: Path, documents: l
 def test_resuming_with_other_data_is_refused(stopped: Path, corpus: Path) -> None:
     corpus.write_text(corpus.read_text() + "\n\nU\tw1 w2 w3\n")
     with pytest.raises(DataError, match=r"its data would not be the same, documents was \d+ and is \d+ now"):
+        commands.resume(NEXT_WORD, stopped)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "complaint"),
+    [
+        ("checkpoint/progress.json", lambda record: record["progress"].update(decay=1.0), "checkpoint .* knew decay: "),
+        ("checkpoint/progress.json", lambda record: record["progress"].pop("averaged"), "which lacked averaged: go on"),
+        ("checkpoint/progress.json", lambda record: record.pop("optimizer"), "no checkpoint of this version"),
+        ("run.json", lambda record: record["training"].update(bptt=35), "which knew bptt: .*run/config.toml"),
+        ("run.json", lambda record: record["data"]["options"].update(stem=True), "which knew stem: go on"),
+    ],
+)
+def test_what_another_version_saved_is_told(
+    stopped: Path, file: str, change: Callable[[dict[str, Any]], object], complaint: str
+) -> None:
+    changed(stopped / file, change)
+    with pytest.raises(DataError, match=complaint):
+        commands.resume(NEXT_WORD, stopped)
+
+
+def test_lanes_of_another_size_are_told(stopped: Path) -> None:
+    path = stopped / "checkpoint" / "tensors.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "state": tensors["state"][:, :-1].contiguous()}, path)
+    with pytest.raises(DataError, match=r"holds states of \[4, \d+\] numbers, lanes by size, where this network has"):
+        commands.resume(NEXT_WORD, stopped)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "state"}, path)
+    with pytest.raises(DataError, match="no checkpoint of this version"):
         commands.resume(NEXT_WORD, stopped)
 
 

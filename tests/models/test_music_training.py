@@ -75,7 +75,7 @@ def test_says_when_there_are_too_few_pieces_to_hold_some_out(tmp_path: Path) -> 
     score.tracks.append(track)
     score.dump_midi(tmp_path / "only.mid")
     told = Told([str(tmp_path / "only.mid")], [], MusicOptions(), TrainingOptions())
-    with pytest.raises(DataError, match="1 pieces are too few to hold some out"):
+    with pytest.raises(DataError, match="1 piece is too few to hold some out"):
         commands.train(MUSIC, told, tmp_path / "run")
 
 

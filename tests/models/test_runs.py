@@ -75,7 +75,7 @@ def test_what_is_no_run_is_said(runs: Path, tmp_path: Path) -> None:
     record = json.loads(path.read_text())
     record["progress"]["decay"] = 1.0
     path.write_text(json.dumps(record))
-    with pytest.raises(DataError, match="is of another version"):
+    with pytest.raises(DataError, match="was saved by another version of hiddenstate, which knew decay"):
         load_run(tmp_path / "old")
 
 

@@ -123,7 +123,7 @@ def test_text(tmp_path: Path) -> None:
         ("bad.csv", "a,b\n", r"has no rows"),
         ("bad.csv", "", r"cannot read .*bad.csv"),
         ("bad.parquet", "nonsense", r"cannot read .*bad.parquet"),
-        ("bad.txt", "1 2\n3\n", r"line 2: 1 numbers where the first line has 2"),
+        ("bad.txt", "1 2\n3\n", r"line 2: 1 number where the first line has 2"),
         ("bad.txt", "1\n2\ntwo\n", r"line 3, column 'column_1': 'two' is no number"),
     ],
 )

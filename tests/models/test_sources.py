@@ -159,7 +159,7 @@ def test_documents_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     [
         (":wrong", r"has no column 'wrong'; its columns are id \(String\), text"),
         (":label", r"column 'label' holds Int64, and text is needed; its columns are"),
-        (":text,label", "2 columns are asked for where 1 will do"),
+        (":text,label", "2 columns are asked for, and 1 column can be used"),
     ],
 )
 def test_columns_that_will_not_do_are_told(table: Path, column: str, complaint: str) -> None:

@@ -93,7 +93,8 @@ def resumes_to_the_bit(
     straight = fit(trainer(documents, options, words), max_updates=10)
     save_checkpoint(tmp_path / "checkpoint", fit(trainer(documents, options, words), max_updates=5))
     second = trainer(documents, options, words)
-    second.restore(load_checkpoint(tmp_path / "checkpoint"))
+    checkpoint = load_checkpoint(tmp_path / "checkpoint")
+    second.restore(checkpoint, Progress(**checkpoint.progress))
     resumed = fit(second, max_updates=10)
     assert resumed.progress["update"] == 10
     for name, weight in straight.weights.items():

@@ -19,6 +19,7 @@ import polars as pl
 from hiddenstate_models.data.sources import File, Source
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.limits import LARGEST_VALUE
+from hiddenstate_models.wording import counted
 
 Layout = Literal["auto", "columns", "joint", "rows"]
 Floats = npt.NDArray[np.float64]
@@ -109,7 +110,9 @@ def _read_text(source: Source) -> pl.DataFrame:
     rows = [_fields(line) for line in source.lines()]
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
-            raise DataError(f"{source.name}, line {number}: {len(row)} numbers where the first line has {len(rows[0])}")
+            raise DataError(
+                f"{source.name}, line {number}: {counted(len(row), 'number')} where the first line has {len(rows[0])}"
+            )
     fields = {f"column_{i + 1}": list(field) for i, field in enumerate(zip(*rows, strict=True))}
     table = pl.DataFrame(fields, schema=dict.fromkeys(fields, pl.String))
     return table.with_columns(pl.when(pl.all().is_in(_MISSING)).then(None).otherwise(pl.all()).name.keep())
@@ -122,7 +125,7 @@ def _uneven_line(source: Source) -> str | None:
         header = next(reader, [])
         for row in reader:
             if row and len(row) != len(header):
-                return f"line {reader.line_num} has {len(row)} fields where the header has {len(header)}"
+                return f"line {reader.line_num} has {counted(len(row), 'field')} where the header has {len(header)}"
     except (DataError, csv.Error):
         return None
     return None

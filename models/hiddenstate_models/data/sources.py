@@ -24,6 +24,7 @@ from typing import IO, Any, Literal, TextIO
 import polars as pl
 
 from hiddenstate_models.errors import ConfigurationError, DataError
+from hiddenstate_models.wording import counted
 
 STANDARD_INPUT = "-"
 
@@ -244,7 +245,8 @@ def columns_for(source: Source, table: pl.DataFrame, *roles: Role) -> list[str]:
     if table.is_empty():
         raise DataError(f"{source.name} has no rows")
     if len(source.columns) > len(roles):
-        raise DataError(f"{source.name}: {len(source.columns)} columns are asked for where {len(roles)} will do")
+        usable = counted(len(roles), "column")
+        raise DataError(f"{source.name}: {len(source.columns)} columns are asked for, and {usable} can be used")
     chosen: list[str] = []
     for role, asked in itertools.zip_longest(roles, source.columns):
         if asked is not None:

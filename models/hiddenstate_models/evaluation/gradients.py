@@ -23,7 +23,7 @@ from hiddenstate_models.training.gradients import subject
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 from hiddenstate_models.training.recipes import RECIPES
-from hiddenstate_models.training.run import RunRecord, load_weights
+from hiddenstate_models.training.run import RunRecord, as_saved, load_weights
 
 _CHUNK = 32
 """Steps that data is read in: few, so that short documents waste little by padding."""
@@ -144,8 +144,9 @@ def _open_configuration(path: Path) -> _Source:
 def _open_run(folder: Path) -> _Source:
     record = RunRecord.load(folder)
     recipe = _recipe(record.task, folder)
-    settings = recipe.settings(**record.data["options"])
-    told = Told(record.data["training"], record.data["validation"], settings, TrainingOptions(**record.training))
+    settings = as_saved(recipe.settings, record.data["options"], folder)
+    training = as_saved(TrainingOptions, record.training, folder)
+    told = Told(record.data["training"], record.data["validation"], settings, training)
     weights = load_weights(folder)
 
     def trained(network: nn.Module) -> nn.Module:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from hiddenstate_models.experiments import plots, trained
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Listener, Outcome
 from hiddenstate_models.experiments.files import music_of, text_of
-from hiddenstate_models.experiments.wording import counted, figures, listed, spread
+from hiddenstate_models.experiments.wording import figures, listed, spread
+from hiddenstate_models.wording import counted
 
 _CHARACTERS, _NOTTINGHAM = "characters", "piano rolls"
 _CLIPPED, _FREE = "clipped", "not clipped"

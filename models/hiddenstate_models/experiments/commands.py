@@ -14,7 +14,8 @@ from hiddenstate_models.experiments.catalog import EXPERIMENTS
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Result
 from hiddenstate_models.experiments.results import Results
 from hiddenstate_models.experiments.runner import Run, missing, run_all
-from hiddenstate_models.experiments.wording import counted, figures
+from hiddenstate_models.experiments.wording import figures
+from hiddenstate_models.wording import counted
 
 
 def list_experiments(console: Console) -> None:

@@ -9,11 +9,6 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1] if names else "") if part)
 
 
-def counted(number: int, name: str) -> str:
-    """ "1 run" or "3 runs"."""
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
-
-
 def figures(number: float) -> str:
     """Three significant figures, small ones with an exponent."""
     return (

@@ -20,6 +20,7 @@ from hiddenstate_models.training.loop import Progress, Update, decisive
 from hiddenstate_models.training.recipe import Recipe, Settings, Told
 from hiddenstate_models.training.report import clock
 from hiddenstate_models.training.runs import load_run
+from hiddenstate_models.wording import counted
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -59,7 +60,9 @@ def search(
     with studies.opened(folder, recipe.task, told, dimensions, pruning) as study:
         found = study.found()
         console.print(_space_table(dimensions))
-        console.print(f"{trials} trials, {len(found)} of them there. Stopped, it goes on by the same command.")
+        console.print(
+            f"{counted(trials, 'trial')}, {len(found)} of them there. Stopped, it goes on by the same command."
+        )
         with _Display(console, trials) as display:
             try:
                 while len(found) < trials:

@@ -93,6 +93,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             index, _, entry = rest.partition(".")
             entries.setdefault(int(index), {})[entry] = tensor
 
+    if "state" not in tensors:
+        raise _of_another_version(source)
+
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -115,4 +118,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / "progress.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"no checkpoint to resume from in {folder}: {error}") from error
+    if not isinstance(record, dict) or not {"progress", "optimizer"} <= record.keys():
+        raise _of_another_version(folder)
     return record
+
+
+def _of_another_version(folder: Path) -> DataError:
+    return DataError(
+        f"{folder} is no checkpoint of this version of hiddenstate: begin anew, or go on with the other one"
+    )

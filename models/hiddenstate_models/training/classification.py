@@ -120,7 +120,7 @@ def _prepare(told: Told[ClassificationOptions], resumed: Path | None) -> Prepare
     if told.valid:
         validation = read_texts(sources.expand(told.valid), settings.label_column)
     else:
-        training, validation = held_out(training, "sentences", "name validation files with --valid")
+        training, validation = held_out(training, "text", "name validation files with --valid")
     names = names_of(one.label for one in training)
     words = words_of(training)
     lexicon = settings.lexicon(words, resumed)

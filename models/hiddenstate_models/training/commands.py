@@ -110,8 +110,9 @@ def resume(
         )
     record = replace(record, training={**record.training, **(changes or {})})
     read = record.data
-    settings = cast(Any, recipe.settings)(**read["options"])
-    told = Told(read["training"], read["validation"], settings, TrainingOptions(**record.training))
+    settings = run.as_saved(recipe.settings, read["options"], folder)
+    training = run.as_saved(TrainingOptions, record.training, folder)
+    told = Told(read["training"], read["validation"], settings, training)
     return _fit(
         recipe,
         told,

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hiddenstate_models.data.lanes import Chunk, Source
-from hiddenstate_models.errors import TrainingError
+from hiddenstate_models.errors import DataError, TrainingError
 from hiddenstate_models.training.averaging import WeightAverage, stopped_improving
 from hiddenstate_models.training.checkpoint import Checkpoint
 from hiddenstate_models.training.clipping import clip_gradients
@@ -252,15 +252,26 @@ class Trainer:
             progress=asdict(self.progress),
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on from a checkpoint of a run with the same options and data."""
+    def restore(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        """Goes on from a checkpoint of a run with the same options and data, and how far it says that run was.
+
+        Raises:
+            DataError: the lanes' states are of another size.
+        """
+        expected = [self._options.lanes, self._state.shape[1]]
+        saved = list(checkpoint.state.shape)
+        if saved != expected:
+            raise DataError(
+                f"the checkpoint holds states of {saved} numbers, lanes by size, where this network has {expected}: "
+                "another version of hiddenstate has saved it"
+            )
         self._network.load_state_dict(checkpoint.weights)
         if self._average:
             self._average.network.load_state_dict(checkpoint.average)
         self._optimizer.load_state_dict(checkpoint.optimizer)
         own = slice(self._fabric.global_rank * self._local_lanes, (self._fabric.global_rank + 1) * self._local_lanes)
         self._state = checkpoint.state[own].to(self._fabric.device)
-        self.progress = Progress(**checkpoint.progress)
+        self.progress = progress
         self.progress.finished = self._finished()
 
     def _fresh_state(self) -> Tensor:

@@ -134,7 +134,7 @@ def _pieces(data: list[str], valid: list[str], frames_per_beat: int) -> tuple[li
     pieces = read_pieces(paths, "train", frames_per_beat=frames_per_beat)
     if valid:
         return pieces, read_pieces(sources.files(valid), "valid", frames_per_beat=frames_per_beat)
-    return held_out(pieces, "pieces", "name validation files with --valid")
+    return held_out(pieces, "piece", "name validation files with --valid")
 
 
 MUSIC = Recipe(

@@ -182,7 +182,7 @@ def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[
     if valid:
         return documents, list(text.read_documents(sources.expand(valid), ends))
     advice = "name validation text with --valid, or say where documents end with --documents"
-    return held_out(documents, "documents", advice)
+    return held_out(documents, "document", advice)
 
 
 NEXT_WORD = Recipe(

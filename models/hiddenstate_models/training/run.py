@@ -13,9 +13,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -26,9 +26,13 @@ from hiddenstate_models.errors import DataError
 from hiddenstate_models.training.allocator import keep_freed_memory
 from hiddenstate_models.training.checkpoint import load_checkpoint, save_checkpoint
 from hiddenstate_models.training.failures import memory_explained
-from hiddenstate_models.training.loop import Task, Trainer, Watcher
+from hiddenstate_models.training.loop import Progress, Task, Trainer, Watcher
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.report import ConsoleWatcher, CurveWatcher, TensorBoardWatcher
+
+CHECKPOINT = "checkpoint"
+
+_Saved = TypeVar("_Saved")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,25 @@ class RunRecord:
             raise DataError(f"{folder} holds no training run: {error}") from error
 
 
+def as_saved(kind: type[_Saved], values: Mapping[str, Any], source: Path, *, complete: bool = False) -> _Saved:
+    """A dataclass from what a run has saved of it.
+
+    Raises:
+        DataError: another version has saved it, with fields that are not known here or, if it has to be `complete`,
+            without some that are.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    strange = sorted(values.keys() - known) or sorted(known - values.keys() if complete else ())
+    if strange:
+        verb = "knew" if strange[0] in values else "lacked"
+        folder = source.parent if source.name == CHECKPOINT else source
+        raise DataError(
+            f"{source} was saved by another version of hiddenstate, which {verb} {', '.join(strange)}: go on with that "
+            f"version, or begin anew with the settings in {folder / 'config.toml'}"
+        )
+    return kind(**values)
+
+
 def command_line() -> str:
     """This process's command as someone would type it, for the record."""
     return " ".join([Path(sys.argv[0]).name, *(f"'{a}'" if set(a) & set(" *?'\"$") else a for a in sys.argv[1:])])
@@ -95,13 +118,13 @@ def train(
     with memory_explained(lambda: "before the first update", options):
         trainer = Trainer(network, task, options, fabric=fabric, watchers=(screen, *files, *watchers))
     if resume:
-        checkpoint = load_checkpoint(folder / "checkpoint")
-        fit_weights(network, checkpoint.weights, folder / "checkpoint")
-        trainer.restore(checkpoint)
+        checkpoint = load_checkpoint(folder / CHECKPOINT)
+        fit_weights(network, checkpoint.weights, folder / CHECKPOINT)
+        trainer.restore(checkpoint, as_saved(Progress, checkpoint.progress, folder / CHECKPOINT, complete=True))
         console.print(f"{folder} goes on from update {trainer.progress.update:,}")
     with memory_explained(lambda: f"at {trainer.progress.place}", options), screen, _stop_signals() as stopped:
         return trainer.fit(
-            on_checkpoint=lambda checkpoint: save_checkpoint(folder / "checkpoint", checkpoint) if leads else None,
+            on_checkpoint=lambda checkpoint: save_checkpoint(folder / CHECKPOINT, checkpoint) if leads else None,
             on_best=lambda best: save_weights(folder, best) if leads else None,
             should_stop=lambda: bool(stopped) or should_stop(),
             max_updates=max_updates,

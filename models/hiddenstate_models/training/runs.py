@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.training.checkpoint import load_progress
 from hiddenstate_models.training.loop import Progress
-from hiddenstate_models.training.run import RunRecord
+from hiddenstate_models.training.run import RunRecord, as_saved
 
 State = Literal["finished", "stopped", "not begun"]
 
@@ -60,10 +60,9 @@ def load_run(folder: Path) -> Run:
     """
     record = RunRecord.load(folder)
     checkpoint = folder / "checkpoint"
-    try:
-        return Run(folder, record, Progress(**load_progress(checkpoint)) if checkpoint.exists() else Progress())
-    except TypeError as error:
-        raise DataError(f"{checkpoint} is of another version: {error}") from error
+    if not checkpoint.exists():
+        return Run(folder, record, Progress())
+    return Run(folder, record, as_saved(Progress, load_progress(checkpoint), checkpoint, complete=True))
 
 
 def find_runs(folder: Path) -> list[Run]:

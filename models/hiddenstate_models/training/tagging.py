@@ -147,7 +147,7 @@ def _prepare(told: Told[TaggingOptions], resumed: Path | None) -> Prepared:
     if told.valid:
         validation = read_tagged(sources.expand(told.valid))
     else:
-        training, validation = held_out(training, "sentences", "name validation files with --valid")
+        training, validation = held_out(training, "sentence", "name validation files with --valid")
     names = names_of(tag for sentence in training for tag in sentence.tags)
     words = [sentence.words for sentence in training]
     lexicon = settings.lexicon(words, resumed)
