@@ -30,6 +30,16 @@ WORDS = NextWordOptions(vocabulary=20, hidden="6,5", embedding=5, dropout=0.3)
 OPTIONS = TrainingOptions(epochs=3, lanes=4, k1=3, k2=3, warmup=4, learning_rate=0.01, accelerator="cpu")
 
 
+DENORMAL = torch.tensor(1e-40)
+
+
+def flushes_denormals() -> bool:
+    """Whether this processor can; leaves the switch off."""
+    supported = torch.set_flush_denormal(True)
+    torch.set_flush_denormal(False)
+    return supported
+
+
 @pytest.fixture(scope="module")
 def documents() -> list[list[str]]:
     """Lines in which either of two words may follow each word."""
@@ -110,6 +120,24 @@ def test_learning_lowers_the_loss(documents: list[list[str]]) -> None:
     fit(run)
     losses = [entry["training_loss"] for entry in run.progress.history]
     assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.skipif(not flushes_denormals(), reason="this processor cannot take denormals as zero")
+def test_denormals_are_zero_in_training_and_numbers_after_it(documents: list[list[str]]) -> None:
+    """Adam's mean gradient of a word that does not come any more shrinks to them, and they are slow."""
+    run, smallest = trainer(documents, replace(OPTIONS, epochs=1)), []
+
+    class Watcher:
+        def updated(self, _update: Update, _progress: Progress, /) -> None:
+            smallest.append(float(DENORMAL * 1.5))
+
+        def validated(self, _progress: Progress) -> None:
+            pass
+
+    run._watchers = (Watcher(),)
+    fit(run)
+    assert set(smallest) == {0.0}
+    assert float(DENORMAL * 1.5) > 0
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(1, 4), (2, 4), (4, 4)])

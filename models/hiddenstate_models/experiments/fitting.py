@@ -1,16 +1,15 @@
 """An ordinary training run of which the curves are recorded and nothing else is kept."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from hiddenstate_models.errors import DivergenceError
 from hiddenstate_models.experiments.experiment import Curve, Listener, Outcome
+from hiddenstate_models.training.denormals import denormals_as_zero
 from hiddenstate_models.training.loop import Progress, Task, Trainer, Update
 from hiddenstate_models.training.options import TrainingOptions
 
@@ -72,12 +71,12 @@ def fit(
     def is_solved() -> bool:
         return solved(recorder.validation.get("loss", ()))
 
-    with _fast_zeros():
-        try:
-            trainer.fit(on_checkpoint=lambda _: None, on_best=lambda _: None, should_stop=is_solved)
-        except DivergenceError:
-            return Outcome(ended="diverged", updates=trainer.progress.update, scores={}, curves=recorder.curves())
-        network.eval()
+    try:
+        trainer.fit(on_checkpoint=lambda _: None, on_best=lambda _: None, should_stop=is_solved)
+    except DivergenceError:
+        return Outcome(ended="diverged", updates=trainer.progress.update, scores={}, curves=recorder.curves())
+    network.eval()
+    with denormals_as_zero():
         scores = dict(score(network)) if score else _best(trainer.progress)
     if is_solved():
         last, _ = recorder.validation["loss"][-1]
@@ -89,16 +88,6 @@ def _best(progress: Progress) -> dict[str, float]:
     """The scores of the best epoch, and the last one's loss."""
     best = min(progress.history, key=lambda entry: entry["loss"] if math.isfinite(entry["loss"]) else math.inf)
     return {**best, "last loss": progress.history[-1]["loss"]}
-
-
-@contextmanager
-def _fast_zeros() -> Iterator[None]:
-    """Numbers too small for a normal float count as zero: vanished gradients would slow a processor down tenfold."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _reduced(values: Sequence[float], reduce: Callable[[Sequence[float]], object]) -> Curve:

@@ -23,6 +23,7 @@ from hiddenstate_models.errors import DataError, TrainingError
 from hiddenstate_models.training.averaging import WeightAverage, stopped_improving
 from hiddenstate_models.training.checkpoint import Checkpoint
 from hiddenstate_models.training.clipping import clip_gradients
+from hiddenstate_models.training.denormals import denormals_as_zero
 from hiddenstate_models.training.failures import check_finite, diverged
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.regulariser import gradient_norm_penalty, recording
@@ -199,6 +200,7 @@ class Trainer:
         self._updates = options.epochs * task.lanes.chunks_per_epoch(0)
         self.total_updates = self._updates
 
+    @denormals_as_zero()
     def fit(
         self,
         *,
