@@ -5,6 +5,7 @@ Written in the manner of pytorch/examples' word_language_model: one long text in
 clipped, and a step.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,11 @@ from hiddenstate_models.networks.words import NextWordConfig
 class Hyperparameters(NamedTuple):
     """What both sides of the comparison share."""
 
+    epochs: int
     columns: int
     steps: int
-    learning_rate: float
+    learning_rate: Callable[[int, int], float]
+    """Of an update, counted from 0, and how many there are in all."""
     clip_norm: float
 
 
@@ -53,22 +56,18 @@ class PlainLoop:
         self._settings = settings
         self._model = model
         self._criterion = nn.NLLLoss()
-        self._optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, fused=True)
+        self._optimizer = torch.optim.Adam(model.parameters(), fused=True)
         self._hidden: tuple[Tensor, Tensor] | None = None
         self._row = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is no more text."""
-        return self._row >= len(self._data) - 1
+        self._update = 0
+        self.updates = settings.epochs * -(-(rows - 1) // settings.steps)
+        """In all."""
 
     def train(self, updates: int) -> int:
-        """So many updates, or as many as there is text for; how many tokens were learnt from."""
+        """So many updates, or as many as are left; how many tokens were learnt from."""
         self._model.train()
         learnt = 0
-        for _ in range(updates):
-            if self.finished:
-                break
+        for _ in range(min(updates, self.updates - self._update)):
             length = min(self._settings.steps, len(self._data) - 1 - self._row)
             inputs = self._data[self._row : self._row + length]
             targets = self._data[self._row + 1 : self._row + 1 + length].reshape(-1)
@@ -79,7 +78,12 @@ class PlainLoop:
             loss = self._criterion(output, targets)
             loss.backward()
             nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._settings.learning_rate(self._update, self.updates)
             self._optimizer.step()
+            self._update += 1
             self._row += length
+            if self._row >= len(self._data) - 1:
+                self._row, self._hidden = 0, None
             learnt += len(targets)
         return learnt

@@ -9,7 +9,6 @@ gives the plain loop as many threads as there are processes, and the training lo
 """
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -18,18 +17,20 @@ import numpy as np
 import torch
 import typer
 from lightning_fabric import Fabric
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 
 from bench.plain_training import Hyperparameters, PlainLoop, PlainModel
 from bench.report import table
 from hiddenstate_models.data import sources, text
 from hiddenstate_models.networks.words import NextWordNetwork
 from hiddenstate_models.training.allocator import keep_freed_memory
-from hiddenstate_models.training.loop import Trainer
+from hiddenstate_models.training.loop import Progress, Trainer, Update
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask, mean_loss
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.processes import make_fabric
+from hiddenstate_models.training.schedules import learning_rate
 
 MADE_WORDS = 400_000
 CLIP_NORM = 0.25
@@ -39,7 +40,7 @@ class Turns:
     """One side of the comparison: how many tokens it learnt from in its turns, and how long they took."""
 
     def __init__(self, name: str, learn: Callable[[], int]) -> None:
-        """learn: one turn; tokens it learnt from, over all processes, and 0 at the text's end."""
+        """learn: one turn; tokens it learnt from, over all processes, and 0 after the last update."""
         self.name = name
         self._learn = learn
         self.tokens: list[int] = []
@@ -54,9 +55,16 @@ class Turns:
 
     @property
     def speed(self) -> float:
-        """Tokens a second, the median of the turns but the first, in which caches and kernels are made."""
-        turns = list(zip(self.tokens, self.seconds, strict=True))[1:] or [(self.tokens[0], self.seconds[0])]
-        return statistics.median(tokens / seconds for tokens, seconds in turns)
+        """Tokens a second, over all turns but the first, in which caches and kernels are made."""
+        return sum(self.tokens[1:] or self.tokens) / sum(self.seconds[1:] or self.seconds)
+
+
+class Unvalidated(NextWordTask):
+    """Leaves scores to the comparison, so that no turn has a validation in it."""
+
+    def validate(self, _network: nn.Module) -> dict[str, float]:
+        """No score."""
+        return {"loss": 0.0}
 
 
 class Ours:
@@ -65,45 +73,51 @@ class Ours:
     def __init__(
         self, network: NextWordNetwork, task: NextWordTask, options: TrainingOptions, fabric: Fabric, turn: int
     ) -> None:
-        self._trainer = Trainer(network, task, options, fabric=fabric)
-        # The epoch is left one chunk short, since its end brings a validation.
-        self._updates = task.lanes.chunks_per_epoch(0) - 1
+        self._trainer = Trainer(network, task, options, fabric=fabric, watchers=(self,))
         self._turn = turn
+        self._learnt = 0
 
     @property
-    def finished(self) -> bool:
-        """Whether there is no more text."""
-        return self._trainer.progress.update >= self._updates
+    def updates(self) -> int:
+        """Updates in all."""
+        return self._trainer.total_updates
 
     def train(self) -> int:
         """One turn; how many tokens were learnt from."""
-        before, progress = self._trainer.progress.epoch_count, self._trainer.progress
-        until = min(progress.update + self._turn, self._updates)
+        before, until = self._learnt, self._trainer.progress.update + self._turn
         self._trainer.fit(on_checkpoint=lambda _: None, on_best=lambda _: None, max_updates=until)
-        return progress.epoch_count - before
+        return self._learnt - before
+
+    def updated(self, update: Update, _progress: Progress, /) -> None:
+        """Counts the tokens of an update."""
+        self._learnt += update.targets
+
+    def validated(self, _progress: Progress) -> None:
+        """Takes no notice."""
 
 
 def main(
     data: Annotated[list[str] | None, typer.Option(help="Text to learn from; without it, made-up text.")] = None,
     valid: Annotated[list[str] | None, typer.Option(help="Text to score on; without it, every twentieth part.")] = None,
     part: Annotated[float, typer.Option(help="How much of the text is learnt from.", min=0.0, max=1.0)] = 1.0,
+    epochs: Annotated[int, typer.Option(help="Passes over the text; the learning rate falls along a cosine.")] = 4,
     words: Annotated[list[int] | None, typer.Option(help="Sizes of the vocabulary; may be given again.")] = None,
     samples: Annotated[int, typer.Option(help="Words sampled an update; 0: the full softmax, in parts.")] = 1024,
+    full_epochs: Annotated[int, typer.Option(help="Last epochs of the training loop with the full softmax.")] = 0,
     precision: Annotated[Literal["32-true", "bf16-mixed"], typer.Option(help="Of the training loop.")] = "32-true",
-    lanes: Annotated[int, typer.Option(help="Columns of text read side by side.")] = 64,
-    hidden: Annotated[str, typer.Option(help="Units of each layer.")] = "256,256",
-    rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 2e-3,
+    lanes: Annotated[int, typer.Option(help="Columns of text read side by side.")] = 20,
+    hidden: Annotated[str, typer.Option(help="Units of each layer.")] = "200,200",
+    rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 2e-3,
     turn: Annotated[int, typer.Option(help="Updates a turn.")] = 10,
 ) -> None:
     """Trains a plain loop and the training loop in turns: tokens a second, their ratio, perplexities."""
     documents, held_out = _documents(data or [], valid or [], max(words or [10_000]))
     options = TrainingOptions(
-        epochs=1,
+        epochs=epochs,
         lanes=lanes,
         learning_rate=rate,
-        schedule="constant",
-        warmup=0,
         clip_norm=CLIP_NORM,
+        patience=epochs,
         precision=precision,
         accelerator="cpu",
     )
@@ -119,7 +133,7 @@ def main(
             embedding=int(hidden.split(",")[-1]),
             output="sampled" if samples else "full",
             samples=samples or 1,
-            full_epochs=0,
+            full_epochs=full_epochs,
         )
         tokenizer = text.train_tokenizer(documents, size, lowercase=False)
         learnt = text.encode(tokenizer, documents[: max(1, round(part * len(documents)))])
@@ -130,7 +144,7 @@ def main(
     console.print(table(header, rows), soft_wrap=True)
     console.print(
         f"{options.precision}, {fabric.world_size} processes of one thread beside {fabric.world_size} threads, "
-        f"{lanes} lanes of {options.k1} steps, turns of {turn} updates"
+        f"{lanes} lanes of {options.k1} steps, {epochs} epochs, turns of {turn} updates"
     )
 
 
@@ -144,16 +158,20 @@ def _compared(
     turn: int,
     console: Console,
 ) -> list[list[str]]:
-    """The two rows of the table for one vocabulary."""
+    """The two rows of the table for one vocabulary, in the first process."""
     config = words.network(size)
     torch.manual_seed(options.seed)
     network = NextWordNetwork(config)
+    task = Unvalidated(corpus, validation, size, options, words)
+    task.prepare(network)
     plain = PlainModel(config)
     plain.load_state_dict(as_plain(network))
-    task = NextWordTask(corpus, validation, size, options, words)
-    task.prepare(network)
     ours = Ours(network, task, options, fabric, turn)
-    settings = Hyperparameters(options.lanes, options.k1, options.learning_rate, options.clip_norm)
+
+    def rate(update: int, updates: int) -> float:
+        return learning_rate(options, update=update, total_updates=updates, epoch=0, plateaus=0, steps=options.k1)
+
+    settings = Hyperparameters(options.epochs, options.lanes, options.k1, rate, options.clip_norm)
     loop = PlainLoop(plain, corpus.tokens, settings)
     leads = fabric.global_rank == 0
 
@@ -165,17 +183,18 @@ def _compared(
         return learnt
 
     sides = Turns("plain", plain_turn), Turns("hiddenstate", ours.train)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(f"{size:,} words", total=len(corpus.tokens))
-        while not ours.finished:
+    columns = (*bars.Progress.get_default_columns()[:2], bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=console) as progress:
+        rounds = range(math.ceil(max(ours.updates, loop.updates) / turn))
+        for _ in progress.track(rounds, description=f"{size:,} words"):
             for side in sides:
                 side.take()
-            progress.update(bar, completed=sum(sides[1].tokens))
+    if not leads:
+        return []
     scored = NextWordNetwork(config)
     scored.load_state_dict(as_network(plain, scored))
     speeds = [side.speed for side in sides]
-    scores = [math.exp(mean_loss(model.eval(), validation)) if leads else math.nan for model in (scored, network)]
+    scores = [math.exp(mean_loss(model.eval(), validation)) for model in (scored, network)]
     return [
         [
             f"{size:,}",

@@ -14,6 +14,7 @@ from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--part", "0.02", "--hidden", "8,8", "--lanes", "4", "--words", "40", "--samples", "8", "--turn", "5"]
+TINY += ["--epochs", "3", "--full-epochs", "1"]
 
 
 def test_both_sides_are_the_same_network() -> None:
@@ -35,9 +36,10 @@ def test_the_plain_loop_learns() -> None:
     torch.manual_seed(0)
     model = PlainModel(NextWordConfig(vocabulary_size=5, hidden_sizes=(8,), embedding_size=8))
     text = np.tile(np.arange(5, dtype=np.int32), 400)
-    loop = PlainLoop(model, text, Hyperparameters(columns=2, steps=10, learning_rate=0.02, clip_norm=0.25))
+    loop = PlainLoop(model, text, Hyperparameters(2, 2, 10, lambda _update, _updates: 0.02, 0.25))
+    assert loop.updates == 2 * 100
     assert loop.train(60) == 60 * 2 * 10
-    assert not loop.finished
+    assert sum(loop.train(60) for _ in range(3)) == (2 * 999 - 60 * 10) * 2
     with torch.no_grad():
         probabilities, _ = model(torch.arange(5).repeat(2).unsqueeze(1), None)
     assert probabilities[-1].exp()[0] > 0.9

@@ -209,6 +209,26 @@ def test_sampled_softmax_estimates_the_full_one() -> None:
     assert mean == pytest.approx(full, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("output", "vocabulary", "samples", "full_epochs", "sampled"),
+    [
+        ("auto", 31, 8, 0, [False, False, False]),
+        ("auto", 32, 8, 0, [True, True, True]),
+        ("sampled", 20, 8, 1, [True, True, False]),
+        ("full", 32, 8, 0, [False, False, False]),
+    ],
+)
+def test_which_epochs_sample(output: Any, vocabulary: int, samples: int, full_epochs: int, sampled: list[bool]) -> None:
+    """Told by their losses: a sample's are another one every time, those over all words are not."""
+    words = replace(WORDS, output=output, samples=samples, full_epochs=full_epochs)
+    corpus = text.Corpus(np.arange(vocabulary, dtype=np.int32), np.array([0]))
+    task = NextWordTask(corpus, corpus, vocabulary, OPTIONS, words)
+    network = NextWordNetwork(words.network(vocabulary))
+    outputs, targets = torch.randn(5, 4, 5), torch.randint(0, vocabulary, (5, 4))
+    losses = [{float(task.loss(network, outputs, targets, epoch).detach()) for _ in range(9)} for epoch in range(3)]
+    assert [len(several) > 1 for several in losses] == sampled
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_label_smoothing_is_torchs(share: float) -> None:
     torch.manual_seed(0)

@@ -25,6 +25,8 @@ from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 _TOKENIZER_FILE = "tokenizer.json"
 _EVALUATION_LANES = 64
 _EVALUATION_STEPS = 35
+_LARGE = 4
+"""Vocabularies that are so many times as large as the sample are sampled by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,15 @@ class NextWordOptions(CellFlags):
     )
     tied: bool = option(True, "Share the embedding's weights with the output layer.")
     dropout: float = with_default("dropout", 0.2)
-    output: Literal["full", "sampled"] = option("full", "Softmax in training; sampled is several times faster.")
-    samples: int = option(2048, "Words sampled an update by the sampled softmax.")
-    full_epochs: int = option(
-        1, "Last epochs of a sampled run that use the full softmax, to remove the sampling's last bias."
+    output: Literal["auto", "full", "sampled"] = option(
+        "auto",
+        "Softmax in training. sampled: several times faster over a large vocabulary, and no worse in the end. auto: "
+        "sampled where the vocabulary is at least four times as large as the sample.",
     )
-
+    samples: int = option(1024, "Words in an update's sample; half of them are always the most frequent ones.")
+    full_epochs: int = option(
+        0, "Last epochs of a sampled run that use the full softmax, if its last noise is to be trained away."
+    )
     label_smoothing: float = option(
         0.0, "Share of every target that is spread over all words, in training (Szegedy et al., 2016)."
     )
@@ -64,6 +69,11 @@ class NextWordOptions(CellFlags):
             raise ConfigurationError("samples must be at least 1 and full_epochs at least 0")
         if self.vocabulary < 3:
             raise ConfigurationError(f"a vocabulary needs at least 3 words, not {self.vocabulary}")
+
+    def samples_from(self, vocabulary_size: int) -> bool:
+        """Whether training samples the words of a vocabulary of that size."""
+        large = vocabulary_size >= _LARGE * self.samples
+        return self.output == "sampled" or (self.output == "auto" and large)
 
     def network(self, vocabulary_size: int) -> NextWordConfig:
         """The network's configuration for a vocabulary of that size (a small corpus may fill less than asked for)."""
@@ -91,7 +101,7 @@ class NextWordTask:
             training, lanes=options.lanes, steps=options.k1, seed=options.seed, vary=options.sample_k1
         )
         self._validation = validation
-        self._sampled_epochs = options.epochs - words.full_epochs if words.output == "sampled" else 0
+        self._sampled_epochs = options.epochs - words.full_epochs if words.samples_from(vocabulary_size) else 0
         self._counts = np.bincount(training.tokens, minlength=vocabulary_size)
         self._sampled = SampledSoftmax(self._counts, words.samples)
         self._full = FullSoftmax()
@@ -169,6 +179,7 @@ def _prepare(told: Told[NextWordOptions], resumed: Path | None) -> Prepared:
         "tokens an epoch": task.lanes.steps_per_epoch,
         "validation tokens": len(unseen.tokens),
         "vocabulary": f"{size:,} words, {unknown:.2%} of the text unknown",
+        "softmax": f"{words.samples:,} words sampled an update" if words.samples_from(size) else "full",
     }
     files = {_TOKENIZER_FILE: tokenizer.to_str(pretty=True)}
     network = NextWordNetwork(config)
@@ -193,7 +204,7 @@ NEXT_WORD = Recipe(
     prepare=_prepare,
     help="""Train a next-word model on text.
 
-    Example: hiddenstate-models train next-word --data 'books/*.txt' --out runs/books --output sampled
+    Example: hiddenstate-models train next-word --data 'books/*.txt' --out runs/books
     """,
     reads="Text files to learn from, .parquet (FILE:COLUMN), globs, - for standard input, or "
     "hf:NAME[,CONF][:SPLIT][:COLUMN] of Hugging Face; repeatable.",

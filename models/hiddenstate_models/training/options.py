@@ -73,7 +73,8 @@ class TrainingOptions:
     patience: int = option(5, "Stop after so many epochs without a better validation loss.")
     seed: int = option(0, "Seed of all randomness.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option(
-        "32-true", "Arithmetic; bf16-mixed is several times faster on processors and GPUs that have it."
+        "32-true",
+        "Arithmetic; bf16-mixed is faster on GPUs and on processors with matrix units for it (AMX), slower on others.",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "Device; auto takes a GPU where there is one.")
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints.")
