@@ -185,6 +185,22 @@ def test_variational_dropout_drops_the_same_units_at_every_step() -> None:
     assert torch.equal(stack.eval().drop(torch.ones(5, 1, 6)), torch.ones(5, 1, 6))
 
 
+def test_a_sequence_in_pieces_drops_what_it_would_in_one() -> None:
+    options = {"cell": "gru", "hidden_sizes": (6, 6), "dropout": 0.5, "variational": True, "weight_dropout": 0.5}
+    stack = make(options).train()
+    sequence, state = torch.randn(7, 2, 4), torch.randn(2, stack.state_size)
+    torch.manual_seed(1)
+    whole, _ = stack(sequence, state)
+    torch.manual_seed(1)
+    with stack.one_sequence():
+        first, between = stack(sequence[:3], state)
+        second, _ = stack(sequence[3:], between)
+    torch.testing.assert_close(torch.cat((first, second)), whole)
+    torch.manual_seed(1)
+    first, between = stack(sequence[:3], state)
+    assert not torch.allclose(stack(sequence[3:], between)[0], whole[3:])
+
+
 def test_dropout_acts_between_layers_in_training_only() -> None:
     stack = make({"cell": "gru", "hidden_sizes": (6, 6)})
     sequence, state = torch.randn(4, 2, 4), stack.initial_state(2)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,33 @@ def test_true_values_are_given_instead_of_predictions_where_they_are_known() -> 
     assert not torch.allclose(forced.locations[:, :, 1], free.locations[:, :, 1])
     unknown = network.decode(origins, torch.full_like(truth, NAN), 1.0)
     torch.testing.assert_close(unknown.locations, free.locations)
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_variational_dropout_reaches_the_decoder(variational: bool) -> None:
+    """Its output layer sees the same units at every step of a forecast, and other ones in every forecast."""
+    torch.manual_seed(0)
+    config = ForecastingConfig(hidden_sizes=(40,), horizon=5, dropout=0.5, variational=variational)
+    network = ForecastingNetwork(config).train()
+    seen: list[torch.Tensor] = []
+    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0] == 0))
+    origins, _ = network(torch.randn(6, 2, 1, dtype=torch.float64), network.initial_state(2), [2, 5])
+    network.decode(origins)
+    assert 0.3 < float(seen[0].double().mean()) < 0.7
+    assert all(torch.equal(dropped, seen[0]) == variational for dropped in seen[1:])
+    assert not torch.equal(seen[0][0], seen[0][1])
+
+
+@pytest.mark.parametrize("fields", [{"hidden_sizes": (9, 9), "dropout": 0.5}, {"weight_dropout": 0.5}])
+def test_what_is_dropped_inside_of_a_stack_is_dropped_in_the_decoder(fields: dict[str, Any]) -> None:
+    network = ForecastingNetwork(ForecastingConfig(horizon=5, **fields)).train()
+    origins, _ = network.eval()(torch.randn(6, 2, 1, dtype=torch.float64), network.initial_state(2))
+    served = network.decode(origins).locations
+    torch.manual_seed(0)
+    trained = network.train().decode(origins).locations
+    assert not torch.allclose(trained[:, :, 1:], served[:, :, 1:])
+    torch.manual_seed(0)
+    torch.testing.assert_close(network.decode(origins).locations, trained)
 
 
 def test_targets_are_what_comes_after_each_row() -> None:

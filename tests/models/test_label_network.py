@@ -65,6 +65,24 @@ def test_a_sentence_is_read_backwards_whatever_pads_it() -> None:
     assert not torch.allclose(changed[0, 1], together[0, 1])
 
 
+def test_a_taught_jordan_network_reads_the_label_before() -> None:
+    """Only in training, and nothing where that label does not count."""
+    labelling = network(cell="jordan", dropout=0.0, teacher_forcing=True)
+    assert labelling.taught
+    tokens = torch.randint(len(WORDS), (5, 2))
+    targets = torch.tensor([[-100, 2], [0, 3], [1, -100], [2, 0], [3, 1]])
+    taught, _ = labelling(tokens, labelling.initial_state(2), targets)
+    fed_back = labelling.initial_state(2)
+    for token, labels, expected in zip(tokens, targets, taught, strict=True):
+        output, _ = labelling.cells.step(labelling.encoder(token), fed_back)
+        torch.testing.assert_close(labelling.head(output), expected)
+        fed_back = torch.stack(
+            [labelling.head.weight[label] if label >= 0 else torch.zeros(6) for label in labels.tolist()]
+        )
+    assert not torch.allclose(labelling(tokens, labelling.initial_state(2))[0][1:], taught[1:])
+    assert "teacher_forcing" not in labelling.config.served()
+
+
 def test_training_forgets_words() -> None:
     labelling = network(dropout=0.0)
     in_place = torch.zeros(len(WORDS), dtype=torch.int64)
@@ -76,7 +94,15 @@ def test_training_forgets_words() -> None:
     torch.testing.assert_close(forgotten, expected)
 
 
-@pytest.mark.parametrize("fields", [{"task": "classification", "crf": True}, {"bidirectional": True, "pooling": "max"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "classification", "crf": True},
+        {"bidirectional": True, "pooling": "max"},
+        {"teacher_forcing": True},
+        {"teacher_forcing": True, "cell": "jordan", "bidirectional": True},
+    ],
+)
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         network(**fields)

@@ -17,6 +17,7 @@ from hiddenstate_models.training import commands
 from hiddenstate_models.training.classification import CLASSIFICATION, ClassificationOptions
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.recipe import Told
+from hiddenstate_models.training.runs import load_run
 from hiddenstate_models.training.tagging import TAGGING, TaggingOptions
 
 SMALL = ("--hidden", 16, "--embedding", 8, "--characters", 6, "--lanes", 8, "--learning-rate", 0.02, "--warmup", 5)
@@ -53,6 +54,27 @@ def visits(path: Path, count: int, seed: int) -> Path:
         lines.append("")
     path.write_text("\n".join(lines))
     return path
+
+
+def turns(path: Path, count: int) -> Path:
+    """The first word says which of two tags it has, and every other one has the other tag than the word before it."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(count):
+        first = int(rng.integers(2))
+        lines += [f"{'on' if first else 'off'} T{first}", *(f"turn T{(first + i) % 2}" for i in range(1, 6)), ""]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_jordan_network_learns_what_the_label_before_says(tmp_path: Path, taught: bool) -> None:
+    out = tmp_path / "run"
+    flags = ["--teacher-forcing"] if taught else []
+    run("train", "tagging", "--data", turns(tmp_path / "data", 200), "--out", out, "--cell", "jordan", *flags, *SMALL,
+        "--look-ahead", 0, "--epochs", 8, "--patience", 8)  # fmt: skip
+    assert load_run(out).record.network["teacher_forcing"] is taught
+    assert load_run(out).best["error"] < 0.01
 
 
 def test_classifies_evaluates_and_exports(tmp_path: Path) -> None:

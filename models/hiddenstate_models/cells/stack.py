@@ -39,6 +39,7 @@ class RecurrentStack(nn.Module):
         self.holds_output = self.row_sizes[-1] > 0 and not (options.residual and len(layers) > 1)
         """Whether a state begins its last layer's part with the stack's output."""
         self._recorded: list[LayerSteps] | None = None
+        self._masks: dict[tuple[str, int], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -57,8 +58,8 @@ class RecurrentStack(nn.Module):
         """
         rows = []
         for depth, (layer, row) in enumerate(self._layers(state)):
-            inputs = self.drop(sequence) if depth else sequence
-            outputs, row = self._advance(layer, inputs, row, targets)
+            inputs = self.drop(sequence, depth) if depth else sequence
+            outputs, row = self._advance(layer, depth, inputs, row, targets)
             sequence = outputs + sequence if depth and self.options.residual else outputs
             rows.append(row)
         return sequence, torch.cat(rows, dim=1)
@@ -75,22 +76,45 @@ class RecurrentStack(nn.Module):
             rows.append(row)
         return x, torch.cat(rows, dim=1)
 
-    def drop(self, sequence: Tensor) -> Tensor:
-        """Dropout on [T, B, size] in training; variational, it drops the same units at every step."""
+    def drop(self, sequence: Tensor, place: int = 0) -> Tensor:
+        """Dropout on [T, B, size] in training; variational, it drops the same units at every step.
+
+        Within `one_sequence` it drops the same ones whenever it is called for the same place; 0 is the stack's output.
+        """
         options = self.options
         if not options.variational or not self.training:
             return F.dropout(sequence, options.dropout, self.training)
-        return sequence * F.dropout(torch.ones_like(sequence[:1]), options.dropout)
+        return sequence * self._mask(("units", place), torch.ones_like(sequence[:1]), options.dropout)
+
+    @contextmanager
+    def one_sequence(self) -> Iterator[None]:
+        """Within it several calls go through one sequence: what is dropped for a whole sequence is drawn once."""
+        self._masks = {}
+        try:
+            yield
+        finally:
+            self._masks = None
+
+    def _mask(self, key: tuple[str, int], dropped: Tensor, share: float) -> Tensor:
+        """`dropped`, a share of it zero and the rest scaled up."""
+        if self._masks is None:
+            return F.dropout(dropped, share)
+        if key not in self._masks:
+            self._masks[key] = F.dropout(dropped, share)
+        return self._masks[key]
 
     def _layers(self, state: Tensor) -> Iterator[tuple[Layer, Tensor]]:
         return zip(cast(list[Layer], self.layers), torch.split(state, self.row_sizes, dim=1), strict=True)
 
-    def _advance(self, layer: Layer, inputs: Tensor, row: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _advance(
+        self, layer: Layer, depth: int, inputs: Tensor, row: Tensor, targets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if self._recorded is not None:
             return _step_by_step(layer, inputs, row, self._recorded)
         weight_hh: Tensor | None = None
         if self.options.weight_dropout and self.training:
-            weight_hh = F.dropout(layer.get_parameter("weight_hh_l0"), self.options.weight_dropout)
+            weights = layer.get_parameter("weight_hh_l0")
+            weight_hh = self._mask(("weights", depth), weights, self.options.weight_dropout)
         if targets is not None:
             return cast(Jordan, layer).taught(inputs, row, targets, weight_hh)
         return layer.sequence(inputs, row, weight_hh)

@@ -117,12 +117,13 @@ class ForecastingNetwork(nn.Module):
         features = torch.cat([scaled.features.to(state.dtype), *(d.to(state.dtype).asinh() for d in deviations)], dim=2)
 
         states, done = [], 0
-        for place in range(len(values)) if places is None else places:
-            recurrent = self._advance(features[done : place + 1], recurrent)
-            states.append(recurrent)
-            done = place + 1
-        if done < len(values):
-            recurrent = self._advance(features[done:], recurrent)
+        with self.cells.one_sequence():
+            for place in range(len(values)) if places is None else places:
+                recurrent = self._advance(features[done : place + 1], recurrent)
+                states.append(recurrent)
+                done = place + 1
+            if done < len(values):
+                recurrent = self._advance(features[done:], recurrent)
 
         none = chosen(units).unsqueeze(2)[:, :, :0]
         seasonal = [
@@ -152,14 +153,18 @@ class ForecastingNetwork(nn.Module):
         With `truth` [S, B, horizon, targets], in scaled units and NaN where unknown, a `share` of the inputs are the
         true values instead (teacher forcing: Williams & Zipser, 1989).
         """
+        with self.decoder.one_sequence():
+            return self._decode(origins, truth, share)
+
+    def _decode(self, origins: Origins, truth: Tensor | None, share: float) -> Prediction:
         count, batch, targets = origins.units.shape
         state = origins.states.flatten(0, 1)
         before = state.new_zeros(count * batch, targets)
         steps: list[Prediction] = []
         for step, seasonal in enumerate(origins.seasonal.flatten(1, 2)):
             inputs = torch.cat([before.unsqueeze(1), seasonal], dim=1)
-            output, state = self.decoder.step(inputs.asinh().flatten(1), state)
-            output = F.dropout(output, self.config.dropout, self.training)
+            output, state = self._write(inputs.asinh().flatten(1), state)
+            output = self.decoder.drop(output.unsqueeze(0))[0]
             location, scale, freedom = read_head(self.head(output), self.config.distribution)
             location = location + torch.einsum("i,nit->nt", self.linear, inputs)
             steps.append(Prediction(location, scale, freedom))
@@ -170,6 +175,14 @@ class ForecastingNetwork(nn.Module):
                 before = torch.where(forced, actual.nan_to_num(0.0), before)
         fields = (torch.stack(field, dim=1) for field in zip(*steps, strict=True))
         return Prediction(*(field.unflatten(0, (count, batch)) for field in fields))
+
+    def _write(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's output and state after inputs [S * B, inputs]; in training with whatever it drops inside."""
+        inside = self.config.weight_dropout or (self.config.dropout and len(self.config.hidden_sizes) > 1)
+        if not self.training or not inside:
+            return self.decoder.step(inputs, state)
+        outputs, state = self.decoder(inputs.unsqueeze(0), state)
+        return outputs[0], state
 
     def step(self, values: Tensor, state: Tensor) -> tuple[Origins, Tensor]:
         """values float64 [B, columns], state [B, state_size] -> where the forecast begins, state."""

@@ -21,6 +21,9 @@ _LETTERS = 20
 """Of longer words the first and last half of so many characters are read."""
 
 
+_UNSERVED = ("characters", "bidirectional", "crf", "teacher_forcing")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabellingConfig(CellOptions):
     """A network that reads token ids and says which of `labels` labels they have."""
@@ -41,9 +44,16 @@ class LabellingConfig(CellOptions):
     """Read sentences backwards too."""
     crf: bool = False
     """Label whole sentences by a conditional random field."""
+    teacher_forcing: bool = False
+    """In training a Jordan network is fed the right label, as its output layer has it, in place of its output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.teacher_forcing and (self.cell != "jordan" or self.task != "tagging" or self.bidirectional):
+            raise ConfigurationError(
+                "teacher forcing is for Jordan networks that tag words and read forwards alone; "
+                f"this is a {self.task} network of the cell {self.cell}"
+            )
         if self.task == "classification" and (self.bidirectional or self.crf):
             raise ConfigurationError("bidirectional and crf are for tagging")
         if self.bidirectional and self.pooling != "last":
@@ -57,7 +67,7 @@ class LabellingConfig(CellOptions):
     def served(self) -> dict[str, Any]:
         """As a bundle has it, characters folded into the embedding."""
         fields = self.to_dict() | {"embedding_size": self.embedding_size + self.characters}
-        return {name: value for name, value in fields.items() if name not in ("characters", "bidirectional", "crf")}
+        return {name: value for name, value in fields.items() if name not in _UNSERVED}
 
 
 class Characters(nn.Module):
@@ -146,11 +156,19 @@ class LabellingNetwork(nn.Module):
         """Zeros [batch, state_size]."""
         return self.head.weight.new_zeros(batch, self.state_size)
 
-    def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [T, B], state [B, state_size] -> logits [T, B, labels], state after the last step."""
+    @property
+    def taught(self) -> bool:
+        """Whether `forward` is to be told the targets in training."""
+        return self.config.teacher_forcing
+
+    def forward(self, tokens: Tensor, state: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """tokens [T, B], state [B, state_size] -> logits [T, B, labels], state after the last step.
+
+        With targets [T, B] each step reads the label before it, where that is not IGNORED, as a taught network does.
+        """
         x = self.cells.drop(self.encoder(tokens.clamp(min=0)))
         state, pooled = state.split([self.cells.state_size, self.pool_size], dim=1)
-        outputs, state = self.cells(x, state)
+        outputs, state = self.cells(x, state, None if targets is None else self._as_outputs(targets))
         if self.backwards is not None:
             order = _reversal(tokens >= 0)
             turned, _ = self.backwards(_reordered(x, order), self.backwards.initial_state(tokens.shape[1]))
@@ -164,6 +182,11 @@ class LabellingNetwork(nn.Module):
         output, state = self.cells.step(self.encoder(tokens), state)
         outputs, pooled = self._pool(output.unsqueeze(0), pooled)
         return self.head(outputs[0]), torch.cat((state, pooled), dim=1)
+
+    def _as_outputs(self, targets: Tensor) -> Tensor:
+        """[T, B, output]: what stands for each label in the output layer; zeros for those that are IGNORED."""
+        rows = F.embedding(targets.clamp(min=0), self.head.weight)
+        return rows.masked_fill((targets == IGNORED).unsqueeze(2), 0)
 
     @torch.no_grad()
     def served_weights(self) -> dict[str, Tensor]:

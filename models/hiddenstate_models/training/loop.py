@@ -40,7 +40,8 @@ class Network(Protocol):
     def __call__(self, sequence: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """sequence [T, B, ...], state -> outputs [T, B, ...], state.
 
-        Where the data's chunks have `places`, they are a third argument, and outputs are [S, B, ...].
+        Where the data's chunks have `places`, they are a third argument, and outputs are [S, B, ...]. A network that is
+        `taught` has the targets [T, B] in that place in training.
         """
         ...
 
@@ -138,8 +139,8 @@ class Part(NamedTuple):
     """[T, B, ...]"""
     starts: Tensor
     """[B]"""
-    places: list[int] | None
-    """Steps that outputs are asked for; None: all."""
+    more: tuple[Any, ...]
+    """What the network is told besides: the steps that outputs are asked for, or the targets [T, B]."""
 
 
 class WindowLoss(nn.Module):
@@ -160,10 +161,8 @@ class WindowLoss(nn.Module):
         """
         after_first: Tensor | None = None
         with recording(self.network) if self._regularised else nullcontext() as recorded:
-            for inputs, starts, places in window:
-                state = state.masked_fill(starts.unsqueeze(1), 0)
-                asked = () if places is None else (places,)
-                outputs, state = self.network(inputs, state, *asked)
+            for inputs, starts, more in window:
+                outputs, state = self.network(inputs, state.masked_fill(starts.unsqueeze(1), 0), *more)
                 after_first = state if after_first is None else after_first
         assert after_first is not None
         loss = self._task.loss(self.network, outputs, targets, epoch)
@@ -315,14 +314,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         count = self._task.count(window[-1])
-        parts = [
-            Part(
-                self._local(chunk.inputs),
-                self._local(chunk.starts, axis=0),
-                None if chunk.places is None else chunk.places.tolist(),
-            )
-            for chunk in window
-        ]
+        parts = [self._part(chunk) for chunk in window]
         total, after_first, penalty = self._learner(parts, self._local(window[-1].targets), self._state, progress.epoch)
         # Data parallelism averages gradients over processes; the loss is a mean over all lanes' targets.
         loss = total * (self._fabric.world_size / max(count, 1))
@@ -380,6 +372,14 @@ class Trainer:
         for watcher in self._watchers:
             watcher.validated(progress)
         return improved
+
+    def _part(self, chunk: Chunk) -> Part:
+        more: tuple[Any, ...] = ()
+        if chunk.places is not None:
+            more = (chunk.places.tolist(),)
+        elif getattr(self._network, "taught", False):
+            more = (self._local(chunk.targets),)
+        return Part(self._local(chunk.inputs), self._local(chunk.starts, axis=0), more)
 
     def _local(self, array: Any, axis: int = 1) -> Tensor:
         """This process's lanes of an array."""

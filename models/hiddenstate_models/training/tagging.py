@@ -36,6 +36,11 @@ class TaggingOptions(LabelOptions):
 
     look_ahead: int = option(1, "Words that are read after a word before it is labelled.")
     bidirectional: bool = option(False, "Read sentences backwards too; for offline use, not for serving.")
+    teacher_forcing: bool = option(
+        False,
+        "Train a Jordan network on the right labels of the words before in place of its outputs, all steps at once "
+        "(Williams & Zipser, 1989); used, it reads its own outputs.",
+    )
     crf: bool = option(False, "Label whole sentences by a conditional random field; for offline use, not for serving.")
 
     def __post_init__(self) -> None:
@@ -152,7 +157,11 @@ def _prepare(told: Told[TaggingOptions], resumed: Path | None) -> Prepared:
     words = [sentence.words for sentence in training]
     lexicon = settings.lexicon(words, resumed)
     config = LabellingConfig(
-        task="tagging", bidirectional=settings.bidirectional, crf=settings.crf, **settings.fields(lexicon, names)
+        task="tagging",
+        bidirectional=settings.bidirectional,
+        crf=settings.crf,
+        teacher_forcing=settings.teacher_forcing,
+        **settings.fields(lexicon, names),
     )
     documents = sentences_as_documents(training, lexicon, names, settings.look_ahead)
     task = TaggingTask(documents, validation, lexicon, names, told.training, settings)
