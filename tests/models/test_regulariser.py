@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hiddenstate_models.cells import Cell, CellOptions, Layer, RecurrentStack
 from hiddenstate_models.errors import ConfigurationError
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
-from hiddenstate_models.training.loop import WindowLoss
+from hiddenstate_models.training.loop import Part, WindowLoss
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.regulariser import gradient_norm_penalty, recording
 
@@ -112,7 +112,7 @@ def test_descending_omega_alone_keeps_the_errors_norm() -> None:
     tokens = torch.randint(0, 9, (13, 4))
     omegas = []
     for _ in range(60):
-        window = [(tokens[:-1], torch.ones(4, dtype=torch.bool))]
+        window = [Part(tokens[:-1], torch.ones(4, dtype=torch.bool))]
         _, _, omega = learner(window, tokens[1:], network.initial_state(4), 0)
         optimizer.zero_grad()
         omega.backward()

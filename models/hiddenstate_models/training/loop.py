@@ -139,7 +139,7 @@ class Part(NamedTuple):
     """[T, B, ...]"""
     starts: Tensor
     """[B]"""
-    more: tuple[Any, ...]
+    more: tuple[Any, ...] = ()
     """What the network is told besides: the steps that outputs are asked for, or the targets [T, B]."""
 
 
