@@ -221,15 +221,20 @@ def test_several_networks_are_compared(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "gradients-books-untrained" / "gradients.html").exists()
 
 
-def test_the_gradient_of_forecasts_is_followed_through_what_reads(tmp_path: Path) -> None:
+def test_the_gradient_of_forecasts_is_followed_through_what_writes_and_what_reads(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["value", *(f"{math.sin(i / 5):.3f}" for i in range(400))]))
     path = tmp_path / "settings.toml"
     path.write_text(f'task = "forecasting"\ndata = ["{table}"]\n[forecasting]\nhorizon = 3\nhidden = "6"\n')
     found = measured(str(path), "--out", str(tmp_path))
+    assert "of the steps back the first 3 are those that it writes" in found["subject"]["description"]
+    assert found["subject"]["horizon"] == 35 + 3
     assert found["survival"]["whole"]["median"][0] == 1
     assert found["survival"]["whole"]["pairs"][0] > 8
     assert 0 < found["survival"]["whole"]["factor"] < 1
+    bundle = random_bundle(tmp_path / "bundle", "forecasting", horizon=5)
+    found = measured(str(bundle.folder), "--data", str(table), "--out", str(tmp_path / "report"))
+    assert "the first 5 are those that it writes" in found["subject"]["description"]
 
 
 @pytest.mark.parametrize("network", [{}, {"cell": "lstm", "projection": 4}, {"columns": 2, "targets": [1]}])

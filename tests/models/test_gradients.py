@@ -16,9 +16,14 @@ from hiddenstate_models.gradients.gates import gate_saturation
 from hiddenstate_models.gradients.jacobians import jacobian
 from hiddenstate_models.gradients.measurement import Effort, measure
 from hiddenstate_models.gradients.remedies import Subject
-from hiddenstate_models.gradients.survival import Survival
+from hiddenstate_models.gradients.survival import Survival, survivals
 from hiddenstate_models.gradients.unrolling import Unrolled, unroll
 from hiddenstate_models.gradients.verdict import judge
+from hiddenstate_models.networks.distributions import Prediction, negative_log_likelihood
+from hiddenstate_models.networks.forecasting import ForecastingConfig, ForecastingNetwork
+from hiddenstate_models.networks.scaling import LARGEST_RATIO
+from hiddenstate_models.training.forecasting import ForecastingOptions, ForecastingTask
+from hiddenstate_models.training.options import TrainingOptions
 
 EFFORT = Effort(steps=40, windows=2, lanes=3, targets=4, jacobians=3)
 INPUT = 3
@@ -28,10 +33,10 @@ SAID = {"vanish": "vanishes", "explode": "explodes", "live": "lives"}
 class Readout(nn.Module):
     """A stack whose outputs are the predictions."""
 
-    def __init__(self, cell: Cell, sizes: Sequence[int]) -> None:
+    def __init__(self, cell: Cell, sizes: Sequence[int], **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.cells = RecurrentStack(INPUT, CellOptions(cell=cell, hidden_sizes=tuple(sizes)))
+        self.cells = RecurrentStack(INPUT, CellOptions(cell=cell, hidden_sizes=tuple(sizes), **options))
 
     def initial_state(self, batch: int) -> Tensor:
         return self.cells.initial_state(batch)
@@ -130,10 +135,29 @@ def test_half_life_and_reach_are_those_of_the_median() -> None:
     assert survival.left(1000) == shares[-1]
 
 
+CELLS: dict[str, tuple[Cell, list[int], dict[str, Any]]] = {
+    "lstm": ("lstm", [4, 3], {}),
+    "gru": ("gru", [4, 3], {}),
+    "elman": ("rnn-tanh", [4, 3], {}),
+    "rectified": ("rnn-relu", [4, 3], {}),
+    "jordan": ("jordan", [4], {}),
+    "jordan-projected": ("jordan", [5], {"projection": 3}),
+    "peepholes": ("lstm", [4, 3], {"peepholes": True}),
+    "coupled": ("lstm", [4, 3], {"coupled": True}),
+    "projected": ("lstm", [4, 4], {"projection": 3}),
+    "normalised-lstm": ("lstm", [4, 3], {"layer_norm": True, "peepholes": True}),
+    "normalised-coupled": ("lstm", [4, 3], {"layer_norm": True, "coupled": True}),
+    "normalised-gru": ("gru", [4, 3], {"layer_norm": True}),
+    "normalised-elman": ("rnn-tanh", [4, 3], {"layer_norm": True}),
+}
+
+
 @pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn-tanh"])
-def test_gradients_are_those_by_a_state_put_in_its_place(cell: Cell, layer: int) -> None:
-    network, task = Readout(cell, [4, 3]), Sum([60] * 4)
+@pytest.mark.parametrize("kind", CELLS)
+def test_gradients_are_those_by_a_state_put_in_its_place(kind: str, layer: int) -> None:
+    cell, sizes, options = CELLS[kind]
+    network, task = Readout(cell, sizes, **options), Sum([60] * 4)
+    layer = min(layer, len(sizes) - 1)
     (stretch,) = unroll(network, task, 40, lanes=2, windows=1)
     exact = network.double()
     sequence = torch.from_numpy(np.concatenate([chunk.inputs[:, :2] for chunk in task.lanes.epoch(0)])).double()
@@ -147,15 +171,18 @@ def test_gradients_are_those_by_a_state_put_in_its_place(cell: Cell, layer: int)
                     leaf = rows[depth] = rows[depth].detach().requires_grad_()
                     x = leaf[:, : x.shape[1]]
         (expected,) = torch.autograd.grad(x.sum(), leaf)
-        (got,) = torch.autograd.grad(stretch.loss(time, 0), stretch.layers[layer].after[time - back], retain_graph=True)
+        (got,) = torch.autograd.grad(
+            stretch.loss(time, 0).value, stretch.layers[layer].after[time - back], retain_graph=True
+        )
         torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-6)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn-tanh", "rnn-relu"])
-def test_jacobians_are_those_of_a_step(cell: Cell) -> None:
-    network = Readout(cell, [4, 3])
+@pytest.mark.parametrize("kind", CELLS)
+def test_jacobians_are_those_of_a_step(kind: str) -> None:
+    cell, sizes, options = CELLS[kind]
+    network = Readout(cell, sizes, **options)
     (stretch,) = unroll(network, Sum([30] * 4), 20, lanes=2, windows=1)
-    for layer in range(2):
+    for layer in range(len(sizes)):
         steps = stretch.layers[layer]
         x, row = steps.inputs[9][1].detach(), steps.before[9][1].detach()
 
@@ -165,6 +192,66 @@ def test_jacobians_are_those_of_a_step(cell: Cell) -> None:
 
         expected = torch.func.jacrev(step)(row)
         torch.testing.assert_close(jacobian(stretch, layer, 9, 1), expected)
+
+
+def test_the_loss_at_a_horizon_is_followed_back_through_what_writes_and_what_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by autograd over a forecast made step by step, each state on the way put in its place."""
+    torch.manual_seed(0)
+    config = ForecastingConfig(hidden_sizes=(4,), horizon=5, seasons=(2,))
+    network = ForecastingNetwork(config)
+    series = [np.random.default_rng(i).normal(size=(70, 1)).cumsum(0) for i in range(4)]
+    options = ForecastingOptions(horizon=5, origins=3, teacher_forcing=0.7)
+    task = ForecastingTask(series, [], config, TrainingOptions(lanes=2, k1=10, k2=10), options)
+    (stretch,) = unroll(network, task, 40, lanes=2, windows=1)
+    exact, lane = network.double().eval(), 1
+    chunks = list(task.lanes.epoch(0))[:4]
+    values = torch.from_numpy(np.concatenate([chunk.inputs[:, [lane]] for chunk in chunks]))
+    time, place = [(10 * i + int(at), j) for i, c in enumerate(chunks) for j, at in enumerate(c.places.tolist())][-1]  # type: ignore[union-attr]
+    found = stretch.loss(time, 0)
+    assert len(found.written) == 1
+    assert len(found.written[0]) == 5
+    target = torch.from_numpy(chunks[time // 10].targets[place, lane, -1])
+
+    def loss(back: int, row: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of the last step written, and the state `back` steps before it, replaced by `row` if given."""
+        state, kept = exact.initial_state(1), torch.zeros(0)
+        for at, value in enumerate(values[: time + 1]):
+            origins, state = exact.step(value, state)
+            if back >= 5 and at == time - (back - 5):
+                kept = state[:, : exact.cells.state_size]
+                if row is not None:
+                    state = torch.cat((row, state[:, exact.cells.state_size :]), dim=1)
+                    origins = origins._replace(states=row.unsqueeze(0))
+        steps, original = [0], exact.decoder.step
+
+        def step(x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal kept
+            output, after = original(x, before)
+            steps[0] += 1
+            if back < 5 and steps[0] == 5 - back:
+                kept = after
+                if row is not None:
+                    after, output = row, row
+            return output, after
+
+        monkeypatch.setattr(exact.decoder, "step", step)
+        prediction = exact.decode(origins)
+        monkeypatch.undo()
+        scaled = (target - origins.anchors[0, 0]) / origins.units[0, 0]
+        last = Prediction(*(field[0, 0, -1] for field in prediction))
+        return negative_log_likelihood(last, scaled.clamp(-LARGEST_RATIO, LARGEST_RATIO)).sum(), kept
+
+    whole = survivals([stretch], 40, 8, 0)[0]
+    assert whole.steps > 20
+    for back in (0, 2, 4, 5, 9):
+        _, row = loss(back, None)
+        leaf = row.detach().requires_grad_()
+        (expected,) = torch.autograd.grad(loss(back, leaf)[0], leaf)
+        state = found.written[0][4 - back] if back < 5 else stretch.layers[0].after[time - (back - 5)]
+        (got,) = torch.autograd.grad(found.value, state, retain_graph=True)
+        torch.testing.assert_close(got[2 * place + lane if back < 5 else lane], expected[0], atol=1e-7, rtol=1e-4)
 
 
 def test_nothing_is_measured_across_documents() -> None:
@@ -224,3 +311,22 @@ def test_gates_made_shut_or_open_by_hand_are_found_so() -> None:
     found = {gate.name: gate for gate in gate_saturation(stretch_with_biases("gru", [9.0, -9.0, 0.0]))}
     assert {name: (gate.shut, gate.open) for name, gate in found.items()} == {"reset": (0.0, 1.0), "update": (1.0, 0.0)}
     assert gate_saturation(stretch_with_biases("rnn-tanh", [0.0])) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "gates"),
+    [
+        ("peepholes", {"input", "forget", "output"}),
+        ("coupled", {"input", "forget", "output"}),
+        ("normalised-lstm", {"input", "forget", "output"}),
+        ("normalised-gru", {"reset", "update"}),
+        ("jordan", set()),
+    ],
+)
+def test_every_cell_is_measured_and_judged(kind: str, gates: set[str]) -> None:
+    cell, sizes, options = CELLS[kind]
+    found = measure(Readout(cell, sizes, **options), Sum([60] * 4), EFFORT)
+    assert {gate.name for gate in found.gates} == gates
+    assert len(found.layers) == len(found.spectra) == len(sizes)
+    assert found.whole.steps == 40
+    assert judge(subject(cell, **options), found).verdict.kind in ("vanish", "live", "explode")

@@ -19,7 +19,7 @@ from hiddenstate_models.gradients.report import HTML_FILE, as_json, show, write_
 from hiddenstate_models.gradients.verdict import Findings, judge
 from hiddenstate_models.reference import reference_step
 from hiddenstate_models.training.configuration import read_configuration
-from hiddenstate_models.training.gradients import subject
+from hiddenstate_models.training.gradients import subject, written
 from hiddenstate_models.training.options import TrainingOptions
 from hiddenstate_models.training.recipe import Prepared, Recipe, Told
 from hiddenstate_models.training.recipes import RECIPES
@@ -88,9 +88,10 @@ def _judged(source: _Source, data: Sequence[str], effort: Effort, horizon: int |
         told = replace(source.told, data=list(data), valid=[]) if data else source.told
         if not told.data:
             raise DataError("nothing to measure on: name files with --data")
-        effort = replace(effort, steps=max(effort.steps, horizon or told.training.k2))
         torch.manual_seed(told.training.seed)
         prepared = _prepare(source.recipe, told, source.files, effort.lanes)
+        configuration = source.network or prepared.config
+        effort = replace(effort, steps=max(effort.steps, horizon or told.training.k2 + written(configuration)))
         network = source.trained(prepared.network) if source.trained else prepared.network
         measured = measure(
             network,
@@ -100,7 +101,6 @@ def _judged(source: _Source, data: Sequence[str], effort: Effort, horizon: int |
             norms=source.norms,
             progress=lambda what: status.update(f"{source.name}: {what}"),
         )
-    configuration = source.network or prepared.config
     return judge(subject(source.name, configuration, told, horizon, trained=bool(source.trained)), measured)
 
 
@@ -178,12 +178,13 @@ def _open_bundle(folder: Path) -> _Source:
 
 
 def _layout(bundle: Bundle) -> dict[str, Any]:
-    """Settings that say how to read tables of several columns."""
-    values = bundle.config.values
+    """Settings that say how to read tables of several columns, and how far ahead."""
+    values, network = bundle.config.values, bundle.config.network
+    ahead = {"horizon": network["horizon"]} if "horizon" in network else {}
     if values is None or len(values.columns) == 1:
-        return {}
+        return ahead
     targets = [values.columns[target] for target in values.targets]
-    return {"layout": "joint", "columns": ",".join(values.columns), "targets": ",".join(targets)}
+    return {"layout": "joint", "columns": ",".join(values.columns), "targets": ",".join(targets), **ahead}
 
 
 def _recipe(task: Any, source: Path) -> Recipe[Any]:

@@ -20,7 +20,10 @@ ENOUGH = 8
 
 @dataclass(frozen=True)
 class Survival:
-    """Norms of d loss_t / d h_(t-k), k = 0, 1, ..., in multiples of the norm at k = 0, over many steps t and lanes."""
+    """Norms of d loss_t / d h_(t-k), k = 0, 1, ..., in multiples of the norm at k = 0, over many steps t and lanes.
+
+    Where a decoder writes H steps after t, the loss is of the last one, and the first H states back are the decoder's.
+    """
 
     low: list[float]
     """A tenth of the pairs lie below."""
@@ -77,18 +80,26 @@ def survivals(stretches: Iterable[Unrolled], steps: int, targets: int, epoch: in
 
 def _norms(stretch: Unrolled, steps: int, targets: int, epoch: int) -> Iterable[Floats]:
     """Of every (step, lane) pair, [1 + layers, k]: the whole row's, then the layers'."""
-    depth = len(stretch.layers)
+    depth, lanes = len(stretch.layers), stretch.known.shape[1]
     for time in _times(stretch, steps, targets):
-        times = range(time, max(time - steps, 0) - 1, -1)
-        states = [layer.after[at] for layer in stretch.layers for at in times]
+        loss = stretch.loss(time, epoch)
+        written = len(loss.written[0]) if loss.written else 0
+        times = range(time, max(time + written - steps, 0) - 1, -1)
+        states = [
+            state
+            for i, layer in enumerate(stretch.layers)
+            for state in (*(loss.written[i][::-1] if written else ()), *(layer.after[at] for at in times))
+        ]
         gradients = torch.autograd.grad(
-            stretch.loss(time, epoch), states, retain_graph=True, allow_unused=True, materialize_grads=True
+            loss.value, states, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        layers = torch.stack([gradient.norm(dim=1) for gradient in gradients]).view(depth, len(times), -1)
+        # A decoder writes after several steps at once, in as many rows for each lane.
+        norms_of = [gradient.norm(dim=1).view(-1, lanes) for gradient in gradients]
+        layers = torch.stack([norm[loss.place if len(norm) > 1 else 0] for norm in norms_of]).view(depth, -1, lanes)
         whole = torch.linalg.vector_norm(layers, dim=0, keepdim=True)
         norms = np.nan_to_num(torch.cat((whole, layers)).numpy(), nan=math.inf, posinf=math.inf)
         for lane in range(norms.shape[2]):
-            reach = min(steps, int(stretch.ages[time, lane]))
+            reach = min(steps, int(stretch.ages[time, lane]) + written)
             if stretch.known[time, lane] and reach and norms[0, 0, lane]:
                 yield norms[:, : reach + 1, lane]
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -54,12 +54,40 @@ class Unrolled:
     _outputs: Sequence[tuple[Any, Tensor, list[int]]]
     """Of each chunk, outputs, targets, and the steps they belong to."""
 
-    def loss(self, time: int, epoch: int) -> Tensor:
-        """The loss of step `time`, which has targets, alone; summed over lanes, which do not see each other."""
+    def loss(self, time: int, epoch: int) -> "Loss":
+        """The loss of step `time`, which has targets, alone; summed over lanes, which do not see each other.
+
+        Of what a decoder writes after that step it is the loss of the last one it writes.
+        """
         outputs, targets, places = next(chunk for chunk in self._outputs if time in chunk[2])
+        place = places.index(time)
         only = torch.full_like(targets, self._task.lanes.padding)
-        only[places.index(time)] = targets[places.index(time)]
-        return self._task.loss(self._network, outputs, only, epoch)
+        decoder = decoder_of(self._network)
+        if decoder is None:
+            only[place] = targets[place]
+            return Loss(self._task.loss(self._network, outputs, only, epoch), [], place)
+        only[place, :, -1] = targets[place, :, -1]
+        with decoder.recording() as steps:
+            loss = self._task.loss(self._network, outputs, only, epoch)
+        depth = len(decoder.row_sizes)
+        return Loss(loss, [[step.rows[1] for step in steps[layer::depth]] for layer in range(depth)], place)
+
+
+class Loss(NamedTuple):
+    """Of one step, and the states on the way to it that only its own output has."""
+
+    value: Tensor
+    written: list[list[Tensor]]
+    """By layer and by step that a decoder writes, [S * B, row]: the state that the step makes, for S steps at once that
+    it writes after; none where there is no decoder."""
+    place: int
+    """Which of the S steps the loss is of."""
+
+
+def decoder_of(network: nn.Module) -> RecurrentStack | None:
+    """The stack that writes several steps from the state of the one that reads; None: there is none."""
+    decoder = getattr(network, "decoder", None)
+    return decoder if isinstance(decoder, RecurrentStack) else None
 
 
 def unroll(network: nn.Module, task: Task, steps: int, *, lanes: int, windows: int) -> Iterator[Unrolled]:
@@ -104,7 +132,8 @@ def _unroll(network: nn.Module, stack: RecurrentStack, task: Task, chunks: Seque
             of_chunk, state = network(inputs, state.masked_fill(starts.unsqueeze(1), 0), *asked)
             outputs.append((of_chunk, targets, [done + place for place in places]))
             there = torch.zeros(inputs.shape[:2], dtype=torch.bool)
-            there[places] = _known(targets, task.lanes.padding)
+            last = targets if decoder_of(network) is None else targets[:, :, -1]
+            there[places] = _known(last, task.lanes.padding)
             known.append(there)
             ages.append(age + torch.arange(len(inputs)).unsqueeze(1))
             age = age + len(inputs)

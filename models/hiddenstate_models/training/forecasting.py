@@ -87,7 +87,8 @@ class ForecastingTask:
         """Summed surprise in nats of targets [S, B, horizon, targets], missing ones left out."""
         scaled, known = scaled_truth(outputs, targets)
         truth = scaled.masked_fill(~known, torch.nan)
-        prediction = cast(ForecastingNetwork, network).decode(outputs, truth, self._share)
+        share = self._share if network.training else 0.0
+        prediction = cast(ForecastingNetwork, network).decode(outputs, truth, share)
         return negative_log_likelihood(prediction, scaled).masked_fill(~known, 0).sum()
 
     def count(self, chunk: Chunk) -> int:
