@@ -151,6 +151,16 @@ def test_a_resumed_run_learns_what_an_uninterrupted_one_does(tmp_path: Path, tas
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("task", ["classification", "tagging"])
+def test_a_run_is_scored_on_what_it_held_out(tmp_path: Path, task: str) -> None:
+    data = (reviews if task == "classification" else visits)(tmp_path / "data", 60, 0)
+    run("train", task, "--data", data, "--out", tmp_path / "run", "--epochs", 1, *SMALL)
+    scores = json.loads(run("evaluate", tmp_path / "run", "--json"))["held out"]
+    measure = "accuracy" if task == "classification" else "F1"
+    assert scores["model"][measure] == pytest.approx(1 - load_run(tmp_path / "run").best["error"])
+    assert len(scores) > 1
+
+
 def test_labels_never_learnt_are_named(tmp_path: Path) -> None:
     data = reviews(tmp_path / "train.tsv", 40, 0)
     other = tmp_path / "other.tsv"

@@ -111,6 +111,9 @@ def test_joint_columns_and_chosen_targets(tmp_path: Path) -> None:
     assert record["network"]["targets"] == [1]
     scores = evaluate(tmp_path / "run", [str(tmp_path / "pair.csv")], [], as_json=True)
     assert list(scores) == ["pair"]
+    held_out = evaluate(tmp_path / "run", [], [], as_json=True)
+    assert list(held_out) == ["pair"]
+    assert held_out["pair"]["persistence"] != scores["pair"]["persistence"], "the last tenth"
     (tmp_path / "half.csv").write_text("y\n1\n2\n")
     with pytest.raises(DataError, match=r"half.csv lacks some of the columns x, y that the model reads"):
         evaluate(tmp_path / "run", [str(tmp_path / "half.csv")], [], as_json=True)

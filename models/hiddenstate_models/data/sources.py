@@ -212,11 +212,21 @@ def files(patterns: Iterable[str]) -> list[Path]:
     Raises:
         DataError: something is no file.
     """
-    sources = expand(patterns)
+    return paths_of(expand(patterns))
+
+
+def paths_of(sources: Iterable[Source]) -> list[Path]:
+    """The sources as files.
+
+    Raises:
+        DataError: one is no file.
+    """
+    paths: list[Path] = []
     for source in sources:
         if not isinstance(source, File) or source.columns:
             raise DataError(f"{source.name!r} is no file, and this data is read from files only")
-    return [source.path for source in sources if isinstance(source, File)]
+        paths.append(source.path)
+    return paths
 
 
 @dataclass(frozen=True)

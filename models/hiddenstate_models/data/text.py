@@ -112,12 +112,22 @@ def read_documents(sources: Iterable[Source], ends: str = "auto") -> Iterator[li
             yield from _split(itertools.chain.from_iterable(rows), _BOUNDARIES[rule])
 
 
+def encode_in_parts(tokenizer: Tokenizer, documents: Iterable[list[str]], tokens: int = 2**20) -> Iterator[Corpus]:
+    """The same as corpora of whole documents, each ended when it has so many tokens; nothing of one is kept."""
+    gathered: list[npt.NDArray[np.int32]] = []
+    for lines in documents:
+        gathered.append(encode(tokenizer, [lines]).tokens)
+        if sum(map(len, gathered)) >= tokens:
+            yield _together(gathered)
+            gathered = []
+    if gathered:
+        yield _together(gathered)
+
+
 def encode(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Corpus:
     """Documents as token ids, `<eos>` before the first line and after every line of each."""
     end = tokenizer.token_to_id(END)
     pieces: list[npt.NDArray[np.int32]] = []
-    starts: list[int] = []
-    length = 0
     for batch in _batches(documents):
         encoded = iter(tokenizer.encode_batch_fast([line for lines in batch for line in lines]))
         for lines in batch:
@@ -125,10 +135,13 @@ def encode(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Corpus:
             for encoding in itertools.islice(encoded, len(lines)):
                 ids += encoding.ids
                 ids.append(end)
-            starts.append(length)
-            length += len(ids)
             pieces.append(np.array(ids, np.int32))
-    return Corpus(np.concatenate(pieces), np.array(starts, np.int64))
+    return _together(pieces)
+
+
+def _together(documents: Sequence[npt.NDArray[np.int32]]) -> Corpus:
+    starts = np.cumsum([0, *(len(document) for document in documents[:-1])], dtype=np.int64)
+    return Corpus(np.concatenate(documents), starts)
 
 
 def _lines(source: Source) -> Iterator[list[str]]:

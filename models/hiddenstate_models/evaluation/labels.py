@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from hiddenstate_models.baselines.labels import BagOfWords, TagOfWord, most_frequent
 from hiddenstate_models.data.entities import EntityCounts, marks_entities
-from hiddenstate_models.data.labelled import LabelledText, Side, TaggedSentence, read_tagged, read_texts
-from hiddenstate_models.data.sources import Source
+from hiddenstate_models.data.labelled import LabelledText, TaggedSentence
 from hiddenstate_models.labeller import Labeller
 from hiddenstate_models.training.classification import at_last, texts_as_documents, words_of
 from hiddenstate_models.training.labels import read_through
@@ -17,14 +16,10 @@ Rows = dict[str, Metrics]
 """The model or a baseline -> its scores."""
 
 
-def classification_scores(
-    labeller: Labeller, data: Sequence[Source], baseline_data: Sequence[Source], label: Side = "auto"
-) -> Rows:
-    """Share of texts whose label is right after the last word."""
-    texts = read_texts(data, label)
+def classification_scores(labeller: Labeller, texts: Sequence[LabelledText], training: Sequence[LabelledText]) -> Rows:
+    """Share of texts whose label is right after the last word; of baselines too, with something to learn from."""
     rows = {"model": {"accuracy": _share(verdicts(labeller, texts), texts)}}
-    if baseline_data:
-        training = read_texts(baseline_data, label)
+    if training:
         words = words_of(texts)
         bag = BagOfWords.fit(words_of(training), training, labeller.names)
         rows["bag of words and pairs"] = {"accuracy": _share(bag.predict(words), texts)}
@@ -32,12 +27,11 @@ def classification_scores(
     return rows
 
 
-def tagging_scores(labeller: Labeller, data: Sequence[Source], baseline_data: Sequence[Source]) -> Rows:
+def tagging_scores(labeller: Labeller, sentences: Sequence[TaggedSentence], training: Sequence[TaggedSentence]) -> Rows:
     """Share of words tagged rightly; and where tags mark entities, precision, recall and F1 of whole entities."""
-    sentences = read_tagged(data)
     rows = {"model": _tag_metrics(sentences, tags(labeller, sentences))}
-    if baseline_data:
-        baseline = TagOfWord.fit(read_tagged(baseline_data))
+    if training:
+        baseline = TagOfWord.fit(training)
         rows["a word's most frequent tag"] = _tag_metrics(sentences, baseline.predict(sentences))
     return rows
 

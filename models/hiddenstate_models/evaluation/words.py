@@ -1,6 +1,8 @@
 """Scores of a next-word network and of a Kneser-Ney 5-gram on the same text."""
 
 import math
+from collections.abc import Iterable
+from itertools import chain
 
 import torch
 
@@ -16,7 +18,7 @@ _TOPS = (1, 3)
 
 
 @torch.no_grad()
-def network_scores(network: NextWordNetwork, corpus: Corpus) -> Metrics:
+def network_scores(network: NextWordNetwork, corpora: Iterable[Corpus]) -> Metrics:
     """Perplexity over the full vocabulary, and the share of words among the 1 and 3 most probable ones.
 
     Every token counts but a document's first; the state is carried through each document from a fresh one.
@@ -24,7 +26,7 @@ def network_scores(network: NextWordNetwork, corpus: Corpus) -> Metrics:
     network.eval()
     loss, words = 0.0, 0
     hits = torch.zeros(max(_TOPS), dtype=torch.int64)
-    for outputs, targets in read_through(network, corpus):
+    for outputs, targets in chain.from_iterable(read_through(network, corpus) for corpus in corpora):
         known = targets != IGNORED
         logits, expected = network.head(outputs[known]), targets[known].unsqueeze(1)
         loss += float((logits.logsumexp(1, keepdim=True) - logits.gather(1, expected)).sum())
@@ -34,9 +36,15 @@ def network_scores(network: NextWordNetwork, corpus: Corpus) -> Metrics:
     return _metrics(loss / words, [float(accuracies[top - 1]) for top in _TOPS])
 
 
-def baseline_scores(baseline: KneserNey, corpus: Corpus) -> Metrics:
-    """The same of an n-gram model; its accuracies on a sample of 5,000 words."""
-    return _metrics(-float(baseline.log_probabilities(corpus).mean()), baseline.accuracies(corpus, _TOPS))
+def baseline_scores(baseline: KneserNey, corpora: Iterable[Corpus]) -> Metrics:
+    """The same of an n-gram model; its accuracies on a sample of 5,000 words of the first corpus."""
+    loss, words = 0.0, 0
+    accuracies: list[float] = []
+    for corpus in corpora:
+        logarithms = baseline.log_probabilities(corpus)
+        loss, words = loss - float(logarithms.sum()), words + len(logarithms)
+        accuracies = accuracies or baseline.accuracies(corpus, _TOPS)
+    return _metrics(loss / words, accuracies)
 
 
 def _metrics(loss: float, accuracies: list[float]) -> Metrics:

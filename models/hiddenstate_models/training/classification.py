@@ -116,11 +116,7 @@ def texts_as_documents(texts: Sequence[LabelledText], lexicon: Lexicon, names: S
 
 def _prepare(told: Told[ClassificationOptions], resumed: Path | None) -> Prepared:
     settings = told.settings
-    training = read_texts(sources.expand(told.data), settings.label_column)
-    if told.valid:
-        validation = read_texts(sources.expand(told.valid), settings.label_column)
-    else:
-        training, validation = held_out(training, "text", "name validation files with --valid")
+    training, validation = texts_of(told.data, told.valid, settings.label_column)
     names = names_of(one.label for one in training)
     words = words_of(training)
     lexicon = settings.lexicon(words, resumed)
@@ -141,6 +137,14 @@ def _prepare(told: Told[ClassificationOptions], resumed: Path | None) -> Prepare
         read={"labels": list(names)},
         files=tokenizer_file(lexicon, text.WORD_PATTERN),
     )
+
+
+def texts_of(data: list[str], valid: list[str], label: Side) -> tuple[list[LabelledText], list[LabelledText]]:
+    """Texts to learn from and to validate on: of files of their own, or every twentieth text."""
+    texts = read_texts(sources.expand(data), label)
+    if valid:
+        return texts, read_texts(sources.expand(valid), label)
+    return held_out(texts, "text", "name validation files with --valid")
 
 
 CLASSIFICATION = Recipe(

@@ -114,7 +114,7 @@ def _prepare(told: Told[MusicOptions], _resumed: Path | None) -> Prepared:
     music, valid = told.settings, told.valid
     if not valid and all(has_parts(path) for path in sources.files(told.data)):
         valid = told.data
-    training, validation = _pieces(told.data, valid, music.frames_per_beat)
+    training, validation = pieces_of(told.data, valid, music.frames_per_beat)
     config = music.network()
     network = MusicNetwork(config)
     network.expect(torch.from_numpy(NoteBaseline.frequencies(training).probabilities[0]))
@@ -127,7 +127,7 @@ def _prepare(told: Told[MusicOptions], _resumed: Path | None) -> Prepared:
     return Prepared(network, config.to_dict(), task, facts, read={"validation": valid})
 
 
-def _pieces(data: list[str], valid: list[str], frames_per_beat: int) -> tuple[list[Piece], list[Piece]]:
+def pieces_of(data: list[str], valid: list[str], frames_per_beat: int) -> tuple[list[Piece], list[Piece]]:
     """Pieces to learn from and to validate on: the parts of the files, files of their own, or every twentieth piece."""
     unseen = [path for path in sources.files(valid) if not has_parts(path)]
     paths = [path for path in sources.files(data) if path not in unseen]

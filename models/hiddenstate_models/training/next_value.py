@@ -139,7 +139,7 @@ def validate(network: NextValueNetwork, series: Sequence[Floats], *, lanes: int 
 def _prepare(told: Told[NextValueOptions], _resumed: Path | None) -> Prepared:
     values = told.settings
     require_full_precision("next-value", told.training)
-    training, validation = _series(told.data, told.valid, values)
+    training, validation = series_of(told.data, told.valid, values)
     columns = values.columns_of(training[0])
     config = values.network(columns)
     task = NextValueTask([s.values for s in training], [s.values for s in validation], config, told.training, values)
@@ -151,7 +151,7 @@ def _prepare(told: Told[NextValueOptions], _resumed: Path | None) -> Prepared:
     return Prepared(NextValueNetwork(config), config.to_dict(), task, facts, read={"columns": list(columns)})
 
 
-def _series(data: list[str], valid: list[str], values: NextValueOptions) -> tuple[list[Series], list[Series]]:
+def series_of(data: list[str], valid: list[str], values: NextValueOptions) -> tuple[list[Series], list[Series]]:
     """Series to learn from and to validate on: files of their own, or the last tenth of every series."""
     training, validation = values.read(data, valid)
     if validation:

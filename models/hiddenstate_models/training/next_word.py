@@ -164,7 +164,7 @@ def mean_loss(network: NextWordNetwork, corpus: Corpus) -> float:
 
 def _prepare(told: Told[NextWordOptions], resumed: Path | None) -> Prepared:
     words = told.settings
-    training, validation = _documents(told.data, told.valid, words.documents)
+    training, validation = documents_of(told.data, told.valid, words.documents)
     if resumed is not None:
         tokenizer = Tokenizer.from_file(str(resumed / _TOKENIZER_FILE))
     else:
@@ -187,7 +187,7 @@ def _prepare(told: Told[NextWordOptions], resumed: Path | None) -> Prepared:
     return Prepared(network, config.to_dict(), task, facts, files=files)
 
 
-def _documents(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:
+def documents_of(data: list[str], valid: list[str], ends: str) -> tuple[list[list[str]], list[list[str]]]:
     """Documents to learn from and to validate on: files of their own, or every twentieth document."""
     documents = list(text.read_documents(sources.expand(data), ends))
     if valid:

@@ -148,11 +148,7 @@ def _compact(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _prepare(told: Told[TaggingOptions], resumed: Path | None) -> Prepared:
     settings = told.settings
-    training = read_tagged(sources.expand(told.data))
-    if told.valid:
-        validation = read_tagged(sources.expand(told.valid))
-    else:
-        training, validation = held_out(training, "sentence", "name validation files with --valid")
+    training, validation = sentences_of(told.data, told.valid)
     names = names_of(tag for sentence in training for tag in sentence.tags)
     words = [sentence.words for sentence in training]
     lexicon = settings.lexicon(words, resumed)
@@ -181,6 +177,14 @@ def _prepare(told: Told[TaggingOptions], resumed: Path | None) -> Prepared:
         read={"labels": list(names)},
         files=tokenizer_file(lexicon, TAGGED_WORD_PATTERN),
     )
+
+
+def sentences_of(data: list[str], valid: list[str]) -> tuple[list[TaggedSentence], list[TaggedSentence]]:
+    """Sentences to learn from and to validate on: of files of their own, or every twentieth sentence."""
+    sentences = read_tagged(sources.expand(data))
+    if valid:
+        return sentences, read_tagged(sources.expand(valid))
+    return held_out(sentences, "sentence", "name validation files with --valid")
 
 
 def constrain(network: LabellingNetwork, names: Sequence[str]) -> None:
