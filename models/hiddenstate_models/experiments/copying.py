@@ -87,14 +87,17 @@ def _arm(name: str, delay: int, *, quick: bool) -> Arm:
         settings={
             "problem": "copy",
             "length": delay,
-            "cells": {**cells, **chrono, "hidden_sizes": [64]},
+            "cells": {**cells, **chrono, "hidden_sizes": [32 if quick else 128]},
             "training": {
                 "epochs": 5 if quick else 150,
-                "lanes": 16,
+                "lanes": 32,
                 "learning_rate": 1e-2,
                 "clip_norm": 1.0,
-                "schedule": "cosine",
+                "schedule": "step",
+                "decay": 0.93,
+                "decay_after": 100,
             },
             "solved": memoryless(delay) / 100,
+            "stuck": {"updates": 6000, "loss": 0.95 * memoryless(delay)},
         },
     )

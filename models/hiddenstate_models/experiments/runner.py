@@ -15,6 +15,7 @@ import torch
 
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Listener, Result
 from hiddenstate_models.experiments.results import Results
+from hiddenstate_models.training.allocator import keep_freed_memory
 
 Run = tuple[Arm, int]
 """An arm and a seed."""
@@ -70,6 +71,7 @@ def _run(experiment: Experiment, arm: Arm, seed: int, listener: Listener) -> Res
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,6 +87,7 @@ _heard: "Queue[Any]"
 def _start(heard: "Queue[Any]") -> None:
     global _heard
     _heard = heard
+    keep_freed_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()

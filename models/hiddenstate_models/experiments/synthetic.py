@@ -1,9 +1,9 @@
 """Synthetic problems as tasks of the ordinary training loop, with data that is fresh at every update."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hiddenstate_models.cells import CellOptions, RecurrentStack
 from hiddenstate_models.data.lanes import Chunk
 from hiddenstate_models.data.synthetic import SYMBOLS, adding_problem, copy_memory
-from hiddenstate_models.experiments.experiment import Listener, Outcome
+from hiddenstate_models.experiments.experiment import Curve, Listener, Outcome
 from hiddenstate_models.experiments.fitting import fit
 from hiddenstate_models.training.options import TrainingOptions
 
@@ -149,10 +149,11 @@ PROBLEMS: Mapping[str, Callable[[int], Problem]] = {"adding": _adding, "copy": _
 
 
 def train(settings: Mapping[str, Any], seed: int, listener: Listener) -> Outcome:
-    """One run: `problem`, `length`, `cells` (CellOptions), `training` (TrainingOptions), `solved`: the loss to reach.
+    """One run: `problem`, `length`, `cells` (CellOptions), `training` (TrainingOptions), `solved`, `stuck`.
 
-    It is solved when the validation loss was lower twice running. With `input_deviation`, input weights start normal
-    with that deviation, whatever the initialisation says.
+    It is solved when the validation loss was below `solved` twice running, and stuck when that loss has not once been
+    below stuck["loss"] in the first stuck["updates"]. With `input_deviation`, input weights start normal with that
+    deviation, whatever the initialisation says.
     """
     problem = PROBLEMS[settings["problem"]](settings["length"])
     length = settings["length"] + (0 if problem.outputs == 1 else 20)
@@ -164,10 +165,14 @@ def train(settings: Mapping[str, Any], seed: int, listener: Listener) -> Outcome
     if "input_deviation" in settings:
         nn.init.normal_(network.cells.layers[0].get_parameter("weight_ih_l0"), std=settings["input_deviation"])
 
-    def solved(losses: Sequence[tuple[float, float]]) -> bool:
-        return len(losses) >= 2 and max(loss for _, loss in losses[-2:]) < settings["solved"]
+    def ended(curve: Curve) -> Literal["solved", "stuck"] | None:
+        losses = [loss for _, loss in curve]
+        if len(losses) >= 2 and max(losses[-2:]) < settings["solved"]:
+            return "solved"
+        updates = len(losses) * UPDATES_AN_EPOCH
+        return "stuck" if updates >= settings["stuck"]["updates"] and min(losses) >= settings["stuck"]["loss"] else None
 
     def score(network: nn.Module) -> dict[str, float]:
         return problem.scores(cast(SequenceNetwork, network), *problem.draw(_TESTED, generator_of(_TEST_SEED)))
 
-    return fit(network, SyntheticTask(problem, options), options, listener, solved=solved, score=score)
+    return fit(network, SyntheticTask(problem, options), options, listener, ended=ended, score=score)
