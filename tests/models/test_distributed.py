@@ -94,6 +94,8 @@ def test_two_processes_learn_what_one_does(task: list[str], data: dict[str, Path
         output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     assert output.count("epoch 2: ") == output.count("Done. ") == 1, "only one process tells how far it is"
+    assert "Warning" not in output
+    assert "deprecated" not in output
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 

@@ -115,19 +115,24 @@ def read_documents(sources: Iterable[Source], ends: str = "auto") -> Iterator[li
 def encode_in_parts(tokenizer: Tokenizer, documents: Iterable[list[str]], tokens: int = 2**20) -> Iterator[Corpus]:
     """The same as corpora of whole documents, each ended when it has so many tokens; nothing of one is kept."""
     gathered: list[npt.NDArray[np.int32]] = []
-    for lines in documents:
-        gathered.append(encode(tokenizer, [lines]).tokens)
-        if sum(map(len, gathered)) >= tokens:
+    size = 0
+    for document in _encoded(tokenizer, documents):
+        gathered.append(document)
+        size += len(document)
+        if size >= tokens:
             yield _together(gathered)
-            gathered = []
+            gathered, size = [], 0
     if gathered:
         yield _together(gathered)
 
 
 def encode(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Corpus:
     """Documents as token ids, `<eos>` before the first line and after every line of each."""
+    return _together(list(_encoded(tokenizer, documents)))
+
+
+def _encoded(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Iterator[npt.NDArray[np.int32]]:
     end = tokenizer.token_to_id(END)
-    pieces: list[npt.NDArray[np.int32]] = []
     for batch in _batches(documents):
         encoded = iter(tokenizer.encode_batch_fast([line for lines in batch for line in lines]))
         for lines in batch:
@@ -135,8 +140,7 @@ def encode(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> Corpus:
             for encoding in itertools.islice(encoded, len(lines)):
                 ids += encoding.ids
                 ids.append(end)
-            pieces.append(np.array(ids, np.int32))
-    return _together(pieces)
+            yield np.array(ids, np.int32)
 
 
 def _together(documents: Sequence[npt.NDArray[np.int32]]) -> Corpus:

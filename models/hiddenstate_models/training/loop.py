@@ -8,6 +8,7 @@ the bit what an uninterrupted one does.
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -244,7 +245,10 @@ class Trainer:
             DivergenceError: some weight is no finite number.
         """
         check_finite(self._network, f"at {self.progress.place}")
-        states = cast(Tensor, self._fabric.all_gather(self._state))
+        with warnings.catch_warnings():
+            # Lightning still gathers by a function that torch wants replaced.
+            warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\.all_gather")
+            states = cast(Tensor, self._fabric.all_gather(self._state))
         return Checkpoint(
             weights=self._network.state_dict(),
             average=self._average.network.state_dict() if self._average else {},
