@@ -209,6 +209,15 @@ def test_sampled_softmax_estimates_the_full_one() -> None:
     assert mean == pytest.approx(full, rel=0.01)
 
 
+@pytest.mark.parametrize("output", ["full", "sampled"])
+def test_a_new_network_begins_with_the_frequencies_of_words(output: Any) -> None:
+    words = replace(WORDS, vocabulary=4, output=output)
+    corpus = text.Corpus(np.array([1, 2, 2, 2, 1, 0], np.int32), np.array([0]))
+    network = NextWordNetwork(words.network(4))
+    NextWordTask(corpus, corpus, 4, OPTIONS, words).prepare(network)
+    torch.testing.assert_close(network.head.bias.softmax(0), torch.tensor([2, 3, 4, 1]) / 10)
+
+
 @pytest.mark.parametrize(
     ("output", "vocabulary", "samples", "full_epochs", "sampled"),
     [

@@ -108,9 +108,8 @@ class NextWordTask:
         self._smoothing = words.label_smoothing
 
     def prepare(self, network: NextWordNetwork) -> None:
-        """Readies a new network: sampled updates teach it too slowly how rare most words are, so it begins knowing."""
-        if self._sampled_epochs > 0:
-            network.head.start_from(torch.from_numpy(self._counts))
+        """Readies a new network: it begins knowing how rare each word is, which updates would teach it slowly."""
+        network.head.start_from(torch.from_numpy(self._counts))
 
     def loss(self, network: nn.Module, outputs: Tensor, targets: Tensor, epoch: int) -> Tensor:
         """Summed cross-entropy in nats of targets [T, B] given outputs [T, B, output]."""
