@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto bench bench-training torture interleavings prometheus redis clean
+.PHONY: help setup demo test check proto bench bench-peers bench-training torture interleavings prometheus redis clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,9 @@ proto: $(INSTALLED) ## Generate the Python code of the wire contract
 bench: $(INSTALLED) ## Measure the server beside an echo server and the bare engine (ARGS="--seconds 10")
 	@$(BIN)/python -m bench $(ARGS)
 
+bench-peers: $(INSTALLED) ## Measure the server beside others, each installed by its bench/peers/NAME/install.sh (ARGS="--peer triton")
+	@$(BIN)/python -m bench.peers $(ARGS)
+
 bench-training: $(INSTALLED) ## Measure training beside a plain loop (ARGS="--data text.txt --words 33278")
 	@$(BIN)/python -m bench.training $(ARGS)
 
@@ -50,7 +53,7 @@ redis: $(INSTALLED)
 	@deploy/get-redis.sh $(BIN)
 
 clean: ## Remove .venv, caches and everything built
-	rm -rf $(VENV) build dist bench/results runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist bench/results bench/peers/.venvs runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call generate,FOLDER): the plugins must be on PATH; status.proto comes with googleapis-common-protos.

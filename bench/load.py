@@ -19,6 +19,7 @@ import psutil
 import uvloop
 
 from bench.grpc_stream import GrpcStream
+from bench.usage import Usage
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
 SERVICE = "hiddenstate.v1.HiddenStateService"
@@ -58,23 +59,6 @@ class Measured:
     generator_cpu: float
     replies: list[str]
     """The answers to one frame, base64."""
-
-
-class Usage:
-    """CPU seconds and resident bytes of a process and its children."""
-
-    def __init__(self, pid: int) -> None:
-        process = psutil.Process(pid)
-        self._processes = [process, *process.children(recursive=True)]
-
-    def cpu(self) -> float:
-        """Seconds so far."""
-        times = [process.cpu_times() for process in self._processes]
-        return sum(time.user + time.system for time in times)
-
-    def resident(self) -> int:
-        """Bytes now."""
-        return sum(process.memory_info().rss for process in self._processes)
 
 
 class LoadedStream:

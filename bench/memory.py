@@ -8,7 +8,8 @@ import sys
 
 import uvloop
 
-from bench.load import Load, Usage, opened_streams
+from bench.load import Load, opened_streams
+from bench.usage import Usage
 
 
 async def growth(load: Load) -> int:

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from typing import Any, NamedTuple
 
 from bench.load import Load, Measured
 
-SECONDS_TO_START = 60
+SECONDS_TO_START = 120
+SECONDS_TO_END = 10
 
 
 class BenchError(Exception):
@@ -37,7 +40,10 @@ def free_port() -> int:
 @contextlib.contextmanager
 def started(command: Sequence[str | Path], ports: Sequence[int], log: Path) -> Iterator[Started]:
     """Runs a server on `ports` until the block is left; BenchError with its log when it does not come up."""
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process,
+    ):
         try:
             give_up = time.monotonic() + SECONDS_TO_START
             while not all(map(accepts, ports)):
@@ -46,7 +52,16 @@ def started(command: Sequence[str | Path], ports: Sequence[int], log: Path) -> I
                 time.sleep(0.05)
             yield Started(ports[0], process.pid)
         finally:
-            process.terminate()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Asks the leader of a session to end, and kills what it leaves behind."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(SECONDS_TO_END)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def accepts(port: int) -> bool:

@@ -26,9 +26,10 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bench.grpc_stream import GrpcStream
-from bench.load import SERVICE, Usage
+from bench.load import SERVICE
 from bench.processes import BenchError, Started, free_port, started
 from bench.report import table
+from bench.usage import Usage
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.runtimes import ValueOutputs
 from hiddenstate_server.settings import load

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Installs LitServe.
+exec "$(dirname "$0")/../install.sh" litserve "litserve"
