@@ -1,8 +1,7 @@
 """The shipped next-word model in torch, for every peer: it needs torch and safetensors, and nothing of the project.
 
 The arithmetic is what was found fastest in torch on one core, so that no peer loses by it: one product a layer for both
-inputs, gates by hand (nn.LSTM is slower at every batch size), and oneDNN switched off, which takes twice as long for
-one row.
+inputs, gates by hand (nn.LSTM is slower at every batch size), and oneDNN switched off, which slows small batches down.
 """
 
 import json
