@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -136,13 +135,7 @@ def test_stopped_by_ctrl_c_it_keeps_what_is_done_and_leaves_no_process(tmp_path:
     command = [sys.executable, "-m", "hiddenstate_models", "experiments", "run", "adding", "--quick", "--jobs", "2"]
     said = tmp_path / "said"
     with said.open("wb") as file:
-        running = psutil.Popen(
-            [*command, "--out", str(tmp_path)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            # Tests that run in the background of a script ignore Ctrl-C, and would pass that on.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )
+        running = psutil.Popen([*command, "--out", str(tmp_path)], stdout=file, stderr=subprocess.STDOUT)
     folder = tmp_path / "adding-quick" / "results"
     while running.poll() is None and not list(folder.glob("*.json")):
         time.sleep(0.1)

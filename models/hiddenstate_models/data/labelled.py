@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import polars as pl
 
+from hiddenstate_models.data.columns import TEXT, Role, columns_for
 from hiddenstate_models.data.entities import iob2, marks_entities
-from hiddenstate_models.data.sources import TEXT, Role, Source, columns_for
+from hiddenstate_models.data.sources import Source
 from hiddenstate_models.errors import DataError
 
 Side = Literal["auto", "first", "last"]

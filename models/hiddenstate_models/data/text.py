@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from hiddenstate_models.data.sources import Source, texts_of
+from hiddenstate_models.data.columns import texts_of
+from hiddenstate_models.data.sources import Source
 from hiddenstate_models.errors import DataError
 
 UNKNOWN = "<unk>"

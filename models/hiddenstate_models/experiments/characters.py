@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hiddenstate_models.data import sources
 from hiddenstate_models.data.characters import alphabet_of, encode_characters
+from hiddenstate_models.data.columns import text_of
 from hiddenstate_models.networks.words import NextWordConfig, NextWordNetwork
 from hiddenstate_models.training.cell_options import CellFlags
 from hiddenstate_models.training.next_word import NextWordOptions, NextWordTask
@@ -47,7 +48,7 @@ def _read(patterns: Sequence[str], limit: int) -> list[str]:
     documents = []
     left = limit or None
     for source in sources.expand(patterns):
-        document = sources.text_of(source)[:left]
+        document = text_of(source)[:left]
         documents.append(document)
         if left is not None:
             left -= len(document)
