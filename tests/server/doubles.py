@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tests.server.wire import Replies
 
+from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.limits import Limits
 from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.runtimes import FloatArray, InputArray, Outputs, ValueOutputs, WordOutputs
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.stepping.model import ModelInfo, ServedModel, TextInfo
+from hiddenstate_server.stepping.streams import Stream
 
 VOCABULARY = ("<unk>", "<eos>", *(f"word{i}" for i in range(18)))
 STATE_SIZE = 6
@@ -126,3 +129,13 @@ def make_host(
     words = host.add_model(WORDS, MixingWords(), max_batch, max_run)
     values = host.add_model(VALUES, RunningMean(), max_batch, max_run)
     return host, words, values
+
+
+def received(host: Host, stream: Stream) -> Replies:
+    """All that is ready to be sent to a stream, sent."""
+    replies = Replies()
+    while stream.unsent:
+        reply, parts, rows = stream.take()
+        stream.sent(parts, rows, host.clock())
+        replies.add(pb.StreamResponse.FromString(reply))
+    return replies

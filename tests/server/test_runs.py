@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.server.doubles import Clock, make_host
-from tests.server.wire import Replies, opening, words
+from tests.server.doubles import Clock, make_host, received
+from tests.server.wire import opening, words
 
-from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.stepping.streams import Stream
 
 RUN = 16
-
-
-def received(host: Host, stream: Stream) -> Replies:
-    replies = Replies()
-    while stream.unsent:
-        reply, parts, rows = stream.take()
-        stream.sent(parts, rows, host.clock())
-        replies.add(pb.StreamResponse.FromString(reply))
-    return replies
 
 
 @pytest.fixture
