@@ -24,6 +24,14 @@ PAUSE_SECONDS = 150e-6
 """About the round trip of a bare echo server."""
 
 
+def random_inputs(model: LoadedModel, count: int) -> InputArray:
+    """Tokens [count], or values [count, columns]: the same every time."""
+    rng = np.random.default_rng(0)
+    if model.info.text:
+        return rng.integers(0, len(model.info.text.vocabulary), count)
+    return rng.normal(20.0, 5.0, (count, len(model.info.columns)))
+
+
 def cost(model: LoadedModel, batch: int, seconds: float, pause: float = 0.0) -> tuple[float, float]:
     """Microseconds a row of CPU and of the clock, stepping ever other sessions of an arena in batches of `batch`.
 
@@ -31,12 +39,7 @@ def cost(model: LoadedModel, batch: int, seconds: float, pause: float = 0.0) -> 
     """
     engine = Engine(model.runtime, Arena(SESSIONS, *model.runtime.initial()), batch, model.max_run)
     rows = engine.arena.allocate(SESSIONS)
-    rng = np.random.default_rng(0)
-    inputs: InputArray
-    if model.info.text:
-        inputs = rng.integers(0, len(model.info.text.vocabulary), SESSIONS)
-    else:
-        inputs = rng.normal(20.0, 5.0, (SESSIONS, len(model.info.columns)))
+    inputs = random_inputs(model, SESSIONS)
     engine.step(rows[:batch], inputs[:batch])
     done, at, cpu, clock = 0, 0, time.process_time(), time.perf_counter()
     while (elapsed := time.perf_counter() - clock) < seconds:

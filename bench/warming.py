@@ -17,12 +17,12 @@ import uvloop
 from rich.console import Console
 from rich.markdown import Markdown
 
+from bench.engine import random_inputs
 from bench.pace import Answer, Span, comparison, observe
 from bench.processes import free_port, started
 from bench.report import table
 from hiddenstate import AsyncClient, Client
 from hiddenstate_server import logs
-from hiddenstate_server.runtimes import InputArray
 from hiddenstate_server.settings import load
 from hiddenstate_server.stepping.arena import Arena
 from hiddenstate_server.stepping.engine import Engine
@@ -37,12 +37,7 @@ def costs(model: LoadedModel, length: int) -> tuple[float, float]:
     """Microseconds of CPU an observation takes step by step, and in runs of `length`: medians of turns."""
     engine = Engine(model.runtime, Arena(16, *model.runtime.initial()), 1, length)
     rows = engine.arena.allocate(1)
-    rng = np.random.default_rng(0)
-    inputs: InputArray
-    if model.info.text:
-        inputs = rng.integers(0, len(model.info.text.vocabulary), length)
-    else:
-        inputs = rng.normal(20.0, 5.0, (length, len(model.info.columns)))
+    inputs = random_inputs(model, length)
     stepped, run = [], []
     for _ in range(TURNS):
         begun = time.thread_time()

@@ -329,8 +329,7 @@ class AsyncSession:
 
     async def _ready(self) -> Codec:
         """What writes and reads for the version that the session is in, once a move that was asked for is done."""
-        if not self._settled.is_set():
-            await self._settled.wait()
+        await self._settled.wait()
         return self._codec
 
     def _note_version(self) -> None:

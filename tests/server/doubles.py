@@ -131,11 +131,11 @@ def make_host(
     return host, words, values
 
 
-def received(host: Host, stream: Stream) -> Replies:
-    """All that is ready to be sent to a stream, sent."""
-    replies = Replies()
+def drained(stream: Stream, replies: Replies | None = None, now: float = 0.0) -> Replies:
+    """All that is ready to be sent to a stream, sent at second `now` and added to `replies`."""
+    replies = Replies() if replies is None else replies
     while stream.unsent:
         reply, parts, rows = stream.take()
-        stream.sent(parts, rows, host.clock())
+        stream.sent(parts, rows, now)
         replies.add(pb.StreamResponse.FromString(reply))
     return replies

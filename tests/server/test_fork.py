@@ -8,10 +8,9 @@ import grpc
 import numpy as np
 import pytest
 from tests.server.conftest import Serve, Serving
-from tests.server.doubles import Clock, MixingWords, make_host
-from tests.server.test_rewind import drained
+from tests.server.doubles import Clock, MixingWords, drained, make_host
 from tests.server.test_service import alone, assert_same, reason_of
-from tests.server.wire import Replies, Wire, close, fork, opening, peek, rewind, u4, words
+from tests.server.wire import Wire, close, fork, opening, peek, rewind, u4, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.versions.repository import LoadedModel
@@ -145,7 +144,7 @@ def test_draining_and_dropped_forks() -> None:
     host.receive(stream, fork([0], [1]))
     other = host.connect()
     host.receive(other, opening([0], "", ids=["s"], mode=pb.OPEN_MODE_RESUME))
-    replies = drained(stream, Replies())
+    replies = drained(stream)
     assert [(fault.handle, fault.reason) for fault in replies.faults if fault.handle] == [
         (1, "DRAINING"),
         (3, "STREAM_BACKLOG"),

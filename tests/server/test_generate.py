@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from tests.server.conftest import Serve
-from tests.server.doubles import Clock, MixingWords, make_host
+from tests.server.doubles import Clock, MixingWords, drained, make_host
 from tests.server.wire import (
     Replies,
     cancel_generate,
@@ -63,11 +63,7 @@ class Client:
 
     def read(self) -> Replies:
         """Takes all there is to be sent."""
-        while self.stream.unsent:
-            reply, parts, rows = self.stream.take()
-            self.stream.sent(parts, rows, self.host.clock())
-            self.replies.add(pb.StreamResponse.FromString(reply))
-        return self.replies
+        return drained(self.stream, self.replies, self.host.clock())
 
     def run(self) -> Replies:
         """Ticks, reading all the time, until nothing is left to do."""

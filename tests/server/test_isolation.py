@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.server import wire
-from tests.server.doubles import LONGER, WORDS, Clock, MixingWords
+from tests.server.doubles import LONGER, WORDS, Clock, MixingWords, drained
 
 from hiddenstate_models.export import random_bundle
 from hiddenstate_proto import hiddenstate_pb2 as pb
@@ -473,10 +473,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def collect(self, client: Client) -> None:
         """Takes what the stream has to send, and checks every prediction in it."""
-        while client.stream.unsent:
-            reply, parts, rows = client.stream.take()
-            client.stream.sent(parts, rows, self.clock())
-            client.replies.add(pb.StreamResponse.FromString(reply))
+        drained(client.stream, client.replies, self.clock())
         for fault in client.replies.faults[client.faults_seen :]:
             client.forks_due.pop(fault.handle if fault.handle is not None else -1, None)
         client.faults_seen = len(client.replies.faults)

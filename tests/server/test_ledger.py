@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from tests.server import wire
-from tests.server.doubles import WORDS, Clock, MixingWords
+from tests.server.doubles import WORDS, Clock, MixingWords, drained
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.limits import Limits
@@ -49,12 +49,7 @@ class Keeping:
             self.host.tick()
 
     def replies(self) -> wire.Replies:
-        replies = wire.Replies()
-        while self.stream.unsent:
-            reply, parts, rows = self.stream.take()
-            self.stream.sent(parts, rows, self.clock())
-            replies.add(pb.StreamResponse.FromString(reply))
-        return replies
+        return drained(self.stream, now=self.clock())
 
     def sweep(self) -> Sweep:
         return self.ledger.sweep(self.host.models, partial(residence.records_of, self.host), self.clock())

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 from google.rpc import code_pb2
 from tests.server.conftest import Serve
-from tests.server.doubles import Clock, MixingWords, make_host
+from tests.server.doubles import Clock, MixingWords, drained, make_host
 from tests.server.wire import Replies, opening, peek, texts, values, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
@@ -123,10 +123,7 @@ def test_a_failing_step_is_answered_and_the_session_goes_on() -> None:
     host.check_integrity()
     host.receive(stream, words([0], [6], [1]))
     host.tick()
-    while stream.unsent:
-        reply, parts, rows = stream.take()
-        stream.sent(parts, rows, 0.0)
-        replies.add(pb.StreamResponse.FromString(reply))
+    drained(stream, replies)
     assert replies.reasons == ["INTERNAL"] * 3
     assert [(answer.handle, answer.step) for answer in replies.observed] == [(0, 1)]
     assert stream.backlog == 0

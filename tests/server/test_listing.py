@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from google.protobuf import duration_pb2
 from tests.server.conftest import Serve, Serving
-from tests.server.doubles import WORDS, Clock, MixingWords
-from tests.server.test_rewind import drained
+from tests.server.doubles import WORDS, Clock, MixingWords, drained
 from tests.server.test_service import reason_of
-from tests.server.wire import Replies, opening, rewind, words
+from tests.server.wire import opening, rewind, words
 
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.limits import Limits
@@ -175,7 +174,7 @@ def test_answers_held_back_end_with_their_session() -> None:
     host.receive(stream, opening([0], "words"))
     assert ledger.held is not None
     ledger.held.release(ledger.held.mark)
-    replies = drained(stream, Replies())
+    replies = drained(stream)
     assert [(answer.handle, answer.step) for answer in replies.observed] == [(1, 1)]
     assert replies.reasons == ["SESSION_CLOSED"]
     assert stream.backlog == 0

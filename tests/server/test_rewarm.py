@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.server.conftest import Serve, Serving
-from tests.server.doubles import VALUES, VOCABULARY, WORDS, Clock, MixingWords, RunningMean, received
+from tests.server.doubles import VALUES, VOCABULARY, WORDS, Clock, MixingWords, RunningMean, drained
 from tests.server.test_service import alone, assert_same
 from tests.server.wire import Replies, Wire, close, fork, generate, opening, peek, rewarm, rewind, values, words
 
@@ -21,7 +21,6 @@ from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.settings import Settings
 from hiddenstate_server.stepping.model import ServedModel, TextInfo
-from hiddenstate_server.stepping.streams import Stream
 from hiddenstate_server.stepping.twins import translation
 from hiddenstate_server.versions.repository import LoadedModel, load_models
 
@@ -177,9 +176,11 @@ def test_words_are_mapped_by_their_text(tmp_path: Path) -> None:
         host.receive(stream, frame)
     while host.ready:
         host.tick()
-    assert_same(received(host, stream).observed[4].columns, alone(loaded, "next-word", [3, 0, 39, 0, 5], "2")[-1])
+    assert_same(
+        drained(stream, now=host.clock()).observed[4].columns, alone(loaded, "next-word", [3, 0, 39, 0, 5], "2")[-1]
+    )
     host.receive(stream, words([0], [45]))
-    assert received(host, stream).reasons == ["INPUT_INVALID"]
+    assert drained(stream, now=host.clock()).reasons == ["INPUT_INVALID"]
 
 
 async def test_what_is_queued_behind_goes_along(serve: Serve, tmp_path: Path) -> None:
@@ -273,13 +274,6 @@ def two_versions(clock: Clock, **limits: int) -> tuple[Host, ServedModel, Served
     return host, old, host.add_model(replace(WORDS, version="2"), failing, 8), failing
 
 
-def collect(stream: Stream, replies: Replies) -> None:
-    while stream.unsent:
-        reply, parts, rows = stream.take()
-        stream.sent(parts, rows, 0.0)
-        replies.add(pb.StreamResponse.FromString(reply))
-
-
 def test_a_step_of_the_new_version_fails() -> None:
     host, old, new, failing = two_versions(Clock())
     stream, replies = host.connect(), Replies()
@@ -293,7 +287,7 @@ def test_a_step_of_the_new_version_fails() -> None:
     while host.ready:
         host.tick()
         host.check_integrity()
-    collect(stream, replies)
+    drained(stream, replies)
     assert replies.reasons == ["INTERNAL"]
     assert [answer.step for answer in replies.observed] == [1, 2, 3, 4]
     assert (old.arena.used, new.arena.used, stream.backlog) == (1, 0, 0)
@@ -308,7 +302,7 @@ def test_no_room_in_the_new_version() -> None:
     while host.ready:
         host.tick()
         host.check_integrity()
-    collect(stream, replies)
+    drained(stream, replies)
     assert replies.reasons == ["SESSION_LIMIT"]
     assert (old.arena.used, new.arena.used, stream.backlog) == (1, 1, 0)
 

@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.server.conftest import Serve, Serving
-from tests.server.doubles import Clock, MixingWords, make_host
+from tests.server.doubles import Clock, MixingWords, drained, make_host
 from tests.server.test_service import alone, assert_same
 from tests.server.wire import Replies, Wire, close, opening, peek, rewind, u4, u8, values, words
 
@@ -187,7 +187,7 @@ def test_stream_backlog() -> None:
     for frame in (opening([0], "words"), words([0] * 3, [1] * 3), rewind([0] * 3, [2] * 3)):
         host.receive(stream, frame)
     host.tick()
-    replies = drained(stream, Replies())
+    replies = drained(stream)
     assert replies.reasons == ["STREAM_BACKLOG"] * 2
     assert all(fault.retry for fault in replies.faults)
 
@@ -223,18 +223,10 @@ class Halfway:
         return outputs._asdict()
 
 
-def drained(stream: Stream, replies: Replies) -> Replies:
-    while stream.unsent:
-        reply, parts, rows = stream.take()
-        stream.sent(parts, rows, 0.0)
-        replies.add(pb.StreamResponse.FromString(reply))
-    return replies
-
-
 def resumed(host: Host) -> tuple[Stream, Replies]:
     stream = host.connect()
     host.receive(stream, opening([0], "", ids=["s"], mode=pb.OPEN_MODE_RESUME))
-    return stream, drained(stream, Replies())
+    return stream, drained(stream)
 
 
 def test_a_repeat_while_replaying_is_answered_by_the_rewind() -> None:

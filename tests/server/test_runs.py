@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.server.doubles import Clock, make_host, received
+from tests.server.doubles import Clock, drained, make_host
 from tests.server.wire import opening, words
 
 from hiddenstate_server.sessions.host import Host
@@ -23,7 +23,7 @@ def warming(host: Host, count: int) -> Stream:
     stream = host.connect()
     host.receive(stream, opening([0], "words"))
     host.tick()
-    received(host, stream)
+    drained(stream, now=host.clock())
     host.receive(stream, words([0] * count, np.arange(count) % 5))
     return stream
 
@@ -33,7 +33,7 @@ def test_batches_and_runs_take_turns(host: Host) -> None:
     answered, running = [], []
     while host.ready:
         host.tick()
-        answered.append(len(received(host, stream).observed))
+        answered.append(len(drained(stream, now=host.clock()).observed))
         running.append(host.running)
     assert sum(answered) == 100
     batches, runs = answered[::2], answered[1::2]
@@ -47,12 +47,12 @@ def test_batches_and_runs_take_turns(host: Host) -> None:
 def test_others_wait_for_one_run_at_most(host: Host) -> None:
     stream, other = warming(host, 1000), host.connect()
     host.receive(other, opening([0], "words"))
-    while not received(host, other).opened:
+    while not drained(other, now=host.clock()).opened:
         host.tick()
     for step in range(1, 20):
         host.receive(other, words([0], [3]))
         waited = 0
-        while not (found := received(host, other).observed):
+        while not (found := drained(other, now=host.clock()).observed):
             host.tick()
             waited += 1
         assert [answer.step for answer in found] == [step]
@@ -62,7 +62,7 @@ def test_others_wait_for_one_run_at_most(host: Host) -> None:
     while host.ready:
         host.tick()
     assert not host.running
-    assert [answer.step for answer in received(host, stream).observed] == list(range(1, 1001))
+    assert [answer.step for answer in drained(stream, now=host.clock()).observed] == list(range(1, 1001))
 
 
 def test_what_left_before_its_run_is_not_run(host: Host) -> None:
@@ -75,5 +75,5 @@ def test_what_left_before_its_run_is_not_run(host: Host) -> None:
     again = warming(host, 3)
     while host.ready:
         host.tick()
-    assert [answer.step for answer in received(host, again).observed] == [1, 2, 3]
+    assert [answer.step for answer in drained(again, now=host.clock()).observed] == [1, 2, 3]
     host.check_integrity()

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.server.conftest import Serve
-from tests.server.doubles import VALUES, WORDS, Clock, MixingWords, RunningMean
-from tests.server.test_rewarm import collect
+from tests.server.doubles import VALUES, WORDS, Clock, MixingWords, RunningMean, drained
 from tests.server.test_service import alone, assert_same
 from tests.server.wire import Replies, close, opening, rewarm, rewind, values, words
 
@@ -91,7 +90,7 @@ class Shadowed:
         while self.host.ready:
             self.host.tick()
             self.host.check_integrity()
-        collect(self.stream, self.replies)
+        drained(self.stream, self.replies)
 
     def twin(self) -> FloatArray:
         """The shadow's state."""

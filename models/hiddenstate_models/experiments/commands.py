@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 from rich.table import Table
 
 from hiddenstate_models.errors import ConfigurationError
@@ -15,6 +15,7 @@ from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Re
 from hiddenstate_models.experiments.results import Results
 from hiddenstate_models.experiments.runner import Run, missing, run_all
 from hiddenstate_models.experiments.wording import figures
+from hiddenstate_models.training.bar import make_bar
 from hiddenstate_models.wording import counted
 
 
@@ -99,16 +100,7 @@ class _Bars:
     """A bar for every run under way on a terminal; elsewhere nothing."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = make_bar(console, transient=True)
         self._tasks: dict[tuple[str, int], TaskID] = {}
 
     def __enter__(self) -> "_Bars":

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from hiddenstate_models.errors import ConfigurationError, TrainingError
 from hiddenstate_models.search.space import Dimension, as_told, read_space
 from hiddenstate_models.training import commands
+from hiddenstate_models.training.bar import make_bar
 from hiddenstate_models.training.checkpoint import has_checkpoint
 from hiddenstate_models.training.loop import Progress, Update, decisive
 from hiddenstate_models.training.recipe import Recipe, Settings, Told
 from hiddenstate_models.training.report import clock
+from hiddenstate_models.training.run import CHECKPOINT
 from hiddenstate_models.training.runs import load_run
 from hiddenstate_models.wording import counted
 
@@ -85,7 +85,7 @@ def _run(
     trial, values = study.next()
     run = study.folder_of(trial.number)
     watcher = _Watcher(trial, display)
-    resumed = has_checkpoint(run / "checkpoint")
+    resumed = has_checkpoint(run / CHECKPOINT)
     if not resumed:
         shutil.rmtree(run, ignore_errors=True)
     console = Console(quiet=True)
@@ -130,16 +130,7 @@ class _Display:
     """A bar on a terminal; elsewhere nothing."""
 
     def __init__(self, console: Console, trials: int) -> None:
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._bar = make_bar(console, transient=True)
         self._task = self._bar.add_task("", total=trials, state="")
 
     def __enter__(self) -> "_Display":

@@ -65,7 +65,7 @@ def train(
     begun = (folder / "run.json").exists()
     # By the workers that were here before, not by somebody else.
     again = begun and restarts() > 0 and run.RunRecord.load(folder).command == run.command_line()
-    if again and has_checkpoint(folder / "checkpoint"):
+    if again and has_checkpoint(folder / run.CHECKPOINT):
         return resume(
             recipe, folder, max_updates=max_updates, watchers=watchers, should_stop=should_stop, console=console
         )

@@ -4,19 +4,11 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
+from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from hiddenstate_models.training.bar import make_bar
 from hiddenstate_models.training.loop import Progress, Update
 
 _LINE_SECONDS = 30.0
@@ -33,17 +25,8 @@ class ConsoleWatcher:
         self._unit = unit
         self._smoothed: dict[str, float] = {}
         self._time = self._printed = time.monotonic()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        left = TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)
+        self._bar = make_bar(console, *left, transient=False)
         self._task = self._bar.add_task("training", total=total_updates, state="")
 
     def __enter__(self) -> "ConsoleWatcher":

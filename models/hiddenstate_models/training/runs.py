@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hiddenstate_models.errors import DataError
 from hiddenstate_models.training.checkpoint import load_progress
 from hiddenstate_models.training.loop import Progress
-from hiddenstate_models.training.run import RunRecord, as_saved
+from hiddenstate_models.training.run import CHECKPOINT, RunRecord, as_saved
 
 State = Literal["finished", "stopped", "not begun"]
 
@@ -59,7 +59,7 @@ def load_run(folder: Path) -> Run:
         DataError: the folder holds no run, or a damaged one.
     """
     record = RunRecord.load(folder)
-    checkpoint = folder / "checkpoint"
+    checkpoint = folder / CHECKPOINT
     if not checkpoint.exists():
         return Run(folder, record, Progress())
     return Run(folder, record, as_saved(Progress, load_progress(checkpoint), checkpoint, complete=True))
