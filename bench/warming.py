@@ -85,7 +85,7 @@ def main(flags: list[str]) -> None:
     for model in load_models(load(["--max-batch", "16", *flags])):
         for length in LENGTHS if model.max_run else ():
             step, run = costs(model, length)
-            rows.append([model.info.name, str(length), f"{step:.0f}", f"{run:.0f}", f"{step / run:.1f}"])
+            rows.append([model.info.name, str(length), f"{step:.0f}", f"{run:.1f}", f"{step / run:.1f}"])
     header = ["model", "observations", "CPU us each, step by step", "in a run", "times as fast"]
     Console().print(Markdown(table(header, rows)))
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,6 @@
 """Distributions of values in a graph: read from a head's outputs, told to clients, and how likely a value was.
 
-The formulas are those of `networks.distributions`.
+The formulas are those of `networks.distributions`. As in `export.scaling` all is turned: [targets, n].
 """
 
 import math
@@ -11,100 +11,84 @@ from onnx import TensorProto
 
 from hiddenstate_models.bundle import SeriesShapes
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
-from hiddenstate_models.export.products import Operand, Products
+from hiddenstate_models.export.products import Operand
 from hiddenstate_models.networks.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLEST_SCALE
 
-_POWERS = 7
+_POLES = np.geomspace(0.37, 1.8, 6)
 
 
-def read_head(graph: GraphBuilder, network: SeriesShapes, products: Products, output: Operand) -> tuple[Tensor, ...]:
-    """Location, scale and, for Student's t, degrees of freedom in scaled units, [n, targets] each."""
+def read_head(graph: GraphBuilder, network: SeriesShapes, output: Operand) -> tuple[Tensor, ...]:
+    """Location, scale and, for Student's t, degrees of freedom in scaled units, float32 [targets, n] each, of
+    outputs [n, output].
+    """
     node, targets, others = graph.node, len(network.targets), network.parameters - 1
-    head = products.linear(graph, output, "head.weight", graph.weight("head.bias"))
-    location, positive = graph.split(head, targets, others * targets)
+    bias = node("Unsqueeze", graph.weight("head.bias"), graph.integers(1))
+    head = node("Gemm", graph.weight("head.weight"), output.tensor, bias, transB=1)
+    location, positive = graph.split(head, targets, others * targets, axis=0)
     smallest = np.repeat([SMALLEST_SCALE, SMALLEST_DEGREES_OF_FREEDOM], targets)[: others * targets]
-    positive = node("Add", node("Softplus", positive), graph.array(smallest.astype(np.float32)))
-    return location, *graph.split(positive, *[targets] * others)
-
-
-def answer(graph: GraphBuilder, location: Tensor, scale: Tensor, *freedom: Tensor) -> None:
-    """Makes predictions the graph's: NaN where nothing has been seen."""
-    node = graph.node
-    never, nan = node("Equal", scale, graph.number(0.0)), graph.number(math.nan, np.float64)
-    graph.output("locations", node("Where", never, nan, location))
-    graph.output("scales", node("Where", never, nan, node("Cast", scale, to=TensorProto.DOUBLE)))
-    graph.output("degrees_of_freedom", freedom[0] if freedom else _infinite_like(graph, scale))
-
-
-def predicted(graph: GraphBuilder, network: SeriesShapes, columns: Tensor) -> Tensor:
-    """The targets among [n, columns]."""
-    if network.targets == tuple(range(network.columns)):
-        return columns
-    return graph.node("Gather", columns, graph.integers(*network.targets), axis=1)
+    positive = node("Add", node("Softplus", positive), graph.array(smallest.astype(np.float32)[:, None]))
+    return location, *(graph.split(positive, *[targets] * others, axis=0) if others > 1 else [positive])
 
 
 def surprises(
-    graph: GraphBuilder, targets: int, moves: Tensor, offset: Tensor, scale: Tensor, *freedom: Tensor
+    graph: GraphBuilder, targets: int, observed: Tensor, before: Tensor, offset: Tensor, scale: Tensor, *freedom: Tensor
 ) -> Tensor:
-    """-log p [n] of the moves [n, targets] under the prediction before them, summed over the targets observed.
+    """-log p float32 [n] of what was observed, float64 [targets, n], under the prediction made before it, summed over
+    the targets observed. NaN where nothing was observed or nothing had been predicted.
 
-    NaN where nothing was observed or nothing had been predicted.
+    `before` are the values before it, from which the prediction's `offset` counts.
     """
     node = graph.node
-    deviation = node("Div", node("Sub", moves, offset), scale)
-    squares = node("Mul", deviation, deviation)
-    # A scale of 0 makes the next sum one of opposite infinities: NaN.
-    terms = node("Add", _tail(graph, squares, *freedom), node("Log", scale))
-    terms = node("Sub", terms, _excess(graph, targets, *freedom))
-    total = _sum_of_observed(graph, terms) if targets > 1 else node("Squeeze", terms, graph.integers(1))
+
+    def line(x: Tensor) -> Tensor:
+        return x if targets == 1 else node("Reshape", x, graph.integers(1, -1))
+
+    deviation = line(node("Div", node("Sub", node("Sub", observed, before), offset), scale))
+    # A scale of 0 makes what is summed opposite infinities: NaN.
+    terms = _student if freedom else _gaussian
+    total = terms(graph, node("Mul", deviation, deviation), *map(line, (scale, *freedom)))
+    if targets > 1:
+        total = _sum_of_observed(graph, node("Reshape", total, graph.integers(targets, -1)))
     return node("Cast", total, to=TensorProto.FLOAT)
 
 
-def _tail(graph: GraphBuilder, squares: Tensor, *freedom: Tensor) -> Tensor:
-    """The part of -log p that grows with squared deviations float64 [n, targets], of a Gaussian or Student's t."""
-    node, half = graph.node, graph.number(0.5, np.float64)
-    if not freedom:
-        return node("Mul", squares, half)
-    one = graph.number(1.0, np.float64)
-    logarithm = node("Log", node("Add", node("Div", squares, *freedom), one))  # no Log1p in ONNX
-    return node("Mul", node("Mul", node("Add", *freedom, one), half), logarithm)
-
-
-def _excess(graph: GraphBuilder, targets: int, *freedom: Tensor) -> Tensor:
-    """The logarithm of the density's constant: of a Gaussian, or of Student's t with freedom float64 [n, targets]."""
+def _gaussian(graph: GraphBuilder, squares: Tensor, scale: Tensor) -> Tensor:
+    """Of squared deviations [1, n] in scales [1, n]: [n]."""
     node = graph.node
-    gaussian = -math.log(2 * math.pi) / 2
-    if not freedom:
-        return graph.number(gaussian, np.float64)
-    # powers of 1 / freedom as one vectorised Exp
-    exponents = -np.arange(_POWERS + 1, dtype=np.float64)
-    coefficients = _gamma_coefficients() * 2.0 ** -exponents[:, None]
-    coefficients[0] += gaussian
-    logarithm = node("Log", *freedom)
-    if targets > 1:
-        logarithm = node("Unsqueeze", logarithm, graph.integers(2))
-    powers = node("Exp", node("Mul", logarithm, graph.array(exponents)))
-    excess = node("MatMul", powers, graph.array(coefficients))
-    return node("Squeeze", excess, graph.integers(2)) if targets > 1 else excess
+    summands = node("Concat", squares, node("Log", scale), axis=0)
+    total = node("MatMul", graph.array(np.array([0.5, 1.0])), summands)
+    return node("Add", total, graph.number(math.log(2 * math.pi) / 2, np.float64))
 
 
-def _gamma_coefficients() -> npt.NDArray[np.float64]:
-    """Polynomial in u = 2 / df for log Gamma((df + 1) / 2) - log Gamma(df / 2) - log(df / 2) / 2, right to 1e-8.
+def _student(graph: GraphBuilder, squares: Tensor, scale: Tensor, freedom: Tensor) -> Tensor:
+    """(df + 1) / 2 log(1 + squares / df) + log(scale) - the logarithm of the density's constant: [n]."""
+    node = graph.node
+    logarithm = node(
+        "Log", node("Add", node("Div", squares, freedom), graph.number(1.0, np.float64))
+    )  # no Log1p in ONNX
+    fractions = node("Reciprocal", node("Add", freedom, graph.array(_POLES[:, None])))
+    summands = node("Concat", node("Mul", freedom, logarithm), logarithm, node("Log", scale), fractions, axis=0)
+    total = node("MatMul", graph.array(np.array([0.5, 0.5, 1.0, *-_fractions()])), summands)
+    return node("Add", total, graph.number(math.log(2 * math.pi) / 2, np.float64))
 
-    ONNX has no log-gamma; this difference is smooth down to the smallest degrees of freedom a head can give.
+
+def _fractions() -> npt.NDArray[np.float64]:
+    """Factors of 1 / (df + pole) whose sum is log Gamma((df + 1) / 2) - log Gamma(df / 2) - log(df / 2) / 2.
+
+    It is right to 1e-9. ONNX has no log-gamma; this difference is smooth down to the smallest degrees of freedom a head
+    can give.
     """
-    largest = 2 / SMALLEST_DEGREES_OF_FREEDOM
-
-    def excess(u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.array([math.lgamma(1 / x + 0.5) - math.lgamma(1 / x) + math.log(x) / 2 for x in u])
-
-    fit = np.polynomial.Chebyshev.interpolate(excess, _POWERS, domain=[0, largest])
-    return np.asarray(fit.convert(kind=np.polynomial.Polynomial).coef, np.float64)[:, None]
+    inverses = np.polynomial.chebyshev.chebpts1(200) / 2 + 0.5
+    freedom = SMALLEST_DEGREES_OF_FREEDOM / inverses
+    halves = freedom / 2
+    exact = [math.lgamma(x + 0.5) - math.lgamma(x) - math.log(x) / 2 for x in halves]
+    factors, *_ = np.linalg.lstsq(1 / (freedom[:, None] + _POLES), np.array(exact), rcond=None)
+    return np.asarray(factors, np.float64)
 
 
 def _sum_of_observed(graph: GraphBuilder, terms: Tensor) -> Tensor:
-    """Sums [n, targets] over what is not NaN -> [n], NaN where all is."""
-    node, axis, zero = graph.node, graph.integers(1), graph.number(0.0, np.float64)
+    """Sums [targets, n] over what is not NaN -> [n], NaN where all is."""
+    node, axis, zero = graph.node, graph.integers(0), graph.number(0.0, np.float64)
     missing = node("IsNaN", terms)
     total = node("ReduceSum", node("Where", missing, zero, terms), axis, keepdims=0)
     none_observed = node("ReduceMin", node("Cast", missing, to=TensorProto.INT32), axis, keepdims=0)
@@ -112,5 +96,6 @@ def _sum_of_observed(graph: GraphBuilder, terms: Tensor) -> Tensor:
     return node("Where", node("Cast", none_observed, to=TensorProto.BOOL), nan, total)
 
 
-def _infinite_like(graph: GraphBuilder, x: Tensor) -> Tensor:
+def infinite_like(graph: GraphBuilder, x: Tensor) -> Tensor:
+    """The degrees of freedom of a Gaussian, in the shape of x."""
     return graph.node("Expand", graph.number(math.inf), graph.node("Shape", x))

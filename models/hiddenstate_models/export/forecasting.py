@@ -1,4 +1,7 @@
-"""The served step of a forecasting network as a graph: surprise, scaling, encoder, and the decoder unrolled."""
+"""The served step of a forecasting network as a graph: surprise, scaling, encoder, and the decoder unrolled.
+
+As in `export.scaling`, what is not a state is turned: [..., n].
+"""
 
 import math
 
@@ -7,11 +10,11 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto
 
 from hiddenstate_models.bundle import ForecastNetwork
-from hiddenstate_models.export.distributions import answer, predicted, read_head, surprises
+from hiddenstate_models.export import scaling
+from hiddenstate_models.export.distributions import infinite_like, read_head, surprises
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
 from hiddenstate_models.export.products import Limits, Operand, Products
 from hiddenstate_models.export.recurrent import split_state, stack
-from hiddenstate_models.export.scaling import moves_since_last, scaling_step
 from hiddenstate_models.export.traversal import ONE_STEP
 from hiddenstate_models.networks.scaling import LARGEST_RATIO
 
@@ -23,54 +26,57 @@ def forecast_step(graph: GraphBuilder, network: ForecastNetwork, products: Produ
     was predicted to be next, as in a next-value network's row.
     """
     node, targets, horizon, double = graph.node, len(network.targets), network.horizon, TensorProto.DOUBLE
-    rest = network.scaling_size + network.memory * targets + network.prediction_size
-    recurrent, row = graph.split("states", network.state_size, rest)
-    pieces = network.scaling_size, network.memory * targets, network.prediction_size
-    scaling, moves, remembered = graph.split(row, *pieces)
-    observed = predicted(graph, network, "values")
-    exact = node("Cast", scaling, to=double)
-    move = moves_since_last(graph, network.columns, network.targets, observed, exact)
-    parameters = graph.split(node("Cast", remembered, to=double), *[targets] * network.parameters)
-    graph.output("surprises", surprises(graph, targets, move, *parameters))
+    sizes = network.state_size, network.scaling_size, network.memory * targets, network.prediction_size
+    recurrent, row, moves, remembered = graph.split("states", *sizes)
+    before, _ = scaling.read_state(graph, network, row)
+    remembered = node("Cast", node("Transpose", remembered), to=double)
+    observed = node("Transpose", "values")
+    scaled = scaling.scaled(graph, network, observed, before, ONE_STEP)
+    parameters = graph.split(remembered, *[targets] * network.parameters, axis=0)
+    chosen = scaling.chosen(graph, network, observed)
+    graph.output("surprises", surprises(graph, targets, chosen, scaled.before, *parameters))
 
-    scaled = scaling_step(graph, network.columns, network.targets, "values", scaling, exact, network.scaling_size)
-    moves = _moves_after(graph, network, moves, move, scaled.seen)
-    deviations, ahead = _seasons(graph, network, moves, scaled.units)
-    features = node("Concat", scaled.features, *(node("Asinh", deviation) for deviation in deviations), axis=1)
+    units = _float(graph, scaled.units)
+    moves = _moves_after(graph, network, moves, scaled, before.seen)
+    deviations, ahead = _seasons(graph, network, moves, units)
+    features = node("Concat", scaled.features, *(node("Asinh", deviation) for deviation in deviations), axis=0)
     state = split_state(graph, network, recurrent)
-    _, after = stack(graph, network, products, Operand(features, math.inf), state, Limits(), ONE_STEP)
+    _, after = stack(graph, network, products, Operand(features, math.inf, turned=True), state, Limits(), ONE_STEP)
 
     linear = _linear(graph, network)
-    location = node("Mul", scaled.units, graph.number(0.0))
+    location = node("Mul", units, graph.number(0.0))
     state, steps = after, []
     for seasonal in ahead:
-        inputs = node("Concat", location, *seasonal, axis=1)
-        squashed = Operand(node("Asinh", inputs), math.inf)
+        inputs = node("Concat", location, *seasonal, axis=0)
+        squashed = Operand(node("Asinh", inputs), math.inf, turned=True)
         output, state = stack(graph, network, products, squashed, state, Limits(), ONE_STEP, "decoder")
-        residual, scale, *freedom = read_head(graph, network, products, output)
-        location = node("Add", residual, node("MatMul", inputs, linear))
+        residual, scale, *freedom = read_head(graph, network, output)
+        location = node("Add", residual, node("MatMul", linear, inputs))
         steps.append((location, scale, *freedom))
         location = node("Clip", location, graph.number(-LARGEST_RATIO), graph.number(LARGEST_RATIO))
 
-    known = node("Min", scaled.seen, graph.number(1.0))
-    shape = graph.integers(-1, horizon, targets)
+    shape = graph.integers(horizon, targets, -1)
     locations, scales, *freedoms = (
-        node("Reshape", node("Concat", *field, axis=1), shape) for field in zip(*steps, strict=True)
+        node("Reshape", node("Concat", *field, axis=0), shape) for field in zip(*steps, strict=True)
     )
-    middle = graph.integers(1)
-    units = node("Unsqueeze", scaled.units, middle)
-    offsets = node("Mul", units, locations)
-    scales = node("Mul", node("Mul", units, scales), node("Unsqueeze", known, middle))
-    columns = graph.array(np.eye(network.columns)[:, list(network.targets)])
-    anchors = node("Unsqueeze", node("Gemm", scaled.values, columns, transA=1), middle)
-    answer(graph, node("Add", anchors, node("Cast", offsets, to=double)), scales, *freedoms)
+    offsets = node("Mul", scaled.units, node("Cast", locations, to=double))
+    scales = node("Mul", node("Mul", scaled.units, node("Cast", scales, to=double)), scaled.known)
+    # 0 / 0 is NaN, which says that nothing has been seen.
+    anchors, shown = node("Div", scaled.values, scaled.known), node("Div", scales, scaled.known)
+    turned = [2, 0, 1]
+    graph.output("locations", node("Transpose", node("Add", anchors, offsets), perm=turned))
+    scales_shown = node("Transpose", shown, perm=turned)
+    graph.output("scales", scales_shown)
+    freedom_shown = node("Transpose", freedoms[0], perm=turned) if freedoms else infinite_like(graph, scales_shown)
+    graph.output("degrees_of_freedom", freedom_shown)
 
-    def first(x: Tensor) -> Tensor:
-        return node("Squeeze", node("Gather", x, graph.integers(0), axis=1), middle)
-
+    fields = (_float(graph, offsets), _float(graph, scales), *freedoms)
+    ahead_one = [graph.split(x, 1, horizon - 1, axis=0)[0] if horizon > 1 else x for x in fields]
+    kept = [node("Squeeze", x, graph.integers(0)) for x in ahead_one]
+    rows = node("Concat", *(_float(graph, piece) for piece in scaled.state), axis=0)
+    pieces = [node("Transpose", rows), moves, node("Transpose", node("Concat", *kept, axis=0))]
     flat = [piece for layer in after for piece in layer]
-    kept = (offsets, scales, *freedoms)
-    graph.output("next_states", node("Concat", *flat, scaled.state, moves, *map(first, kept), axis=1))
+    graph.output("next_states", node("Concat", *flat, *pieces, axis=1))
 
     size = network.served_state_size
     return graph.model(
@@ -85,38 +91,42 @@ def forecast_step(graph: GraphBuilder, network: ForecastNetwork, products: Produ
     )
 
 
-def _moves_after(graph: GraphBuilder, network: ForecastNetwork, moves: Tensor, move: Tensor, seen: Tensor) -> Tensor:
-    """The last moves [n, memory * targets] with this one, float64 [n, targets]; 0 if it was missing or the first."""
+def _moves_after(
+    graph: GraphBuilder, network: ForecastNetwork, moves: Tensor, scaled: scaling.Scaled, seen: Tensor
+) -> Tensor:
+    """The last moves [n, memory * targets] with this one: 0 if the value was missing or, with none `seen` before, the
+    first.
+    """
     node, targets = graph.node, len(network.targets)
     if not network.memory:
         return moves
-    first = node("LessOrEqual", seen, graph.number(1.0))
-    still = node("Or", first, node("IsNaN", move))
-    move = node("Cast", node("Where", still, graph.number(0.0, np.float64), move), to=TensorProto.FLOAT)
+    known = node("Min", scaling.chosen(graph, network, seen), graph.number(1.0, np.float64))
+    move = node("Mul", node("Sub", scaled.values, scaled.before), known)
     _, kept = graph.split(moves, targets, (network.memory - 1) * targets)
-    return node("Concat", kept, move, axis=1)
+    return node("Concat", kept, node("Transpose", _float(graph, move)), axis=1)
 
 
 def _seasons(
     graph: GraphBuilder, network: ForecastNetwork, moves: Tensor, units: Tensor
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """What the seasons say, in units: how far the value is from those a season before it; and by step of the forecast
-    the values a season before that step, from the last one on. Each is float32 [n, seasons * targets], or left out.
+    the values a season before that step, from the last one on. Each is float32 [seasons * targets, n], or left out.
 
     Both are sums of the last moves, so that one product with a constant matrix finds them all.
     """
     node, targets, seasons = graph.node, len(network.targets), len(network.seasons)
     if not seasons:
         return [], [[] for _ in range(network.horizon)]
-    columns = [_last(network.memory, season) for season in network.seasons]
-    columns += [-_last(network.memory, -step % season) for step in range(1, network.horizon + 1)
-                for season in network.seasons]  # fmt: skip
-    sums = node("MatMul", moves, graph.array(np.kron(np.stack(columns, axis=1), np.eye(targets)).astype(np.float32)))
-    by_target = node("Reshape", sums, graph.integers(-1, len(columns), targets))
-    ratios = node("Div", by_target, node("Unsqueeze", units, graph.integers(1)))
+    rows = [_last(network.memory, season) for season in network.seasons]
+    rows += [-_last(network.memory, -step % season) for step in range(1, network.horizon + 1)
+             for season in network.seasons]  # fmt: skip
+    matrix = np.kron(np.stack(rows), np.eye(targets)).astype(np.float32)
+    sums = node("Gemm", graph.array(matrix), moves, graph.number(0.0), transB=1)
+    by_target = node("Reshape", sums, graph.integers(len(rows), targets, -1))
+    ratios = node("Div", by_target, units)
     ratios = node("Clip", ratios, graph.number(-LARGEST_RATIO), graph.number(LARGEST_RATIO))
-    flat = node("Reshape", ratios, graph.integers(-1, len(columns) * targets))
-    deviations, *ahead = graph.split(flat, *[seasons * targets] * (1 + network.horizon))
+    flat = node("Reshape", ratios, graph.integers(len(rows) * targets, -1))
+    deviations, *ahead = graph.split(flat, *[seasons * targets] * (1 + network.horizon), axis=0)
     return [deviations], [[each] for each in ahead]
 
 
@@ -128,8 +138,12 @@ def _last(memory: int, count: int) -> npt.NDArray[np.float64]:
 
 
 def _linear(graph: GraphBuilder, network: ForecastNetwork) -> Tensor:
-    """The linear path's weights as a matrix [(1 + seasons) * targets, targets], the same for every target."""
+    """The linear path's weights as a matrix [targets, (1 + seasons) * targets], the same for every target."""
     targets, kinds = len(network.targets), 1 + len(network.seasons)
-    weights = graph.node("Reshape", graph.weight("linear"), graph.integers(kinds, 1, 1))
-    each = graph.node("Mul", weights, graph.array(np.eye(targets, dtype=np.float32)))
-    return graph.node("Reshape", each, graph.integers(kinds * targets, targets))
+    weights = graph.node("Reshape", graph.weight("linear"), graph.integers(1, kinds, 1))
+    each = graph.node("Mul", weights, graph.array(np.eye(targets, dtype=np.float32)[:, None]))
+    return graph.node("Reshape", each, graph.integers(targets, kinds * targets))
+
+
+def _float(graph: GraphBuilder, x: Tensor) -> Tensor:
+    return graph.node("Cast", x, to=TensorProto.FLOAT)

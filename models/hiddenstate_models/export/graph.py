@@ -23,6 +23,8 @@ Rows: TypeAlias = tuple[int, int] | None
 Signature: TypeAlias = Mapping[str, tuple[int, Sequence[int | str]]]
 """Graph inputs or outputs: name -> (element type, shape)."""
 
+_END = int(np.iinfo(np.int64).max)
+
 _ELEMENT_TYPES = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT, "I8": TensorProto.INT8}
 
 
@@ -92,13 +94,17 @@ class GraphBuilder:
         """Cuts an axis into pieces of these sizes."""
         return self.nodes("Split", [x, self.integers(*sizes)], len(sizes), axis=axis)
 
-    def last(self, x: Tensor) -> Tensor:
-        """The last of [n, ...], as [1, ...]."""
-        return self.node("Slice", x, self.integers(-1), self.integers(np.iinfo(np.int64).max))
+    def last(self, x: Tensor, axis: int = 0) -> Tensor:
+        """The last of [n, ...], as [1, ...]; or of another axis than the first."""
+        return self._piece(x, -1, _END, axis)
 
-    def shifted(self, first: Tensor, x: Tensor) -> Tensor:
-        """What was before each of x [n, ...]: `first` [1, ...] and all but the last."""
-        return self.node("Concat", first, self.node("Slice", x, self.integers(0), self.integers(-1)), axis=0)
+    def rest(self, x: Tensor) -> Tensor:
+        """All but the first of [..., n]."""
+        return self._piece(x, 1, _END, -1)
+
+    def shifted(self, first: Tensor, x: Tensor, axis: int = 0) -> Tensor:
+        """What was before each of x [n, ...]: `first` [1, ...] and all but the last; or of another axis."""
+        return self.node("Concat", first, self._piece(x, 0, -1, axis), axis=axis)
 
     def scan(
         self,
@@ -131,6 +137,33 @@ class GraphBuilder:
         results = self.nodes("Scan", operands, len(ends), body=body, num_scan_inputs=len(sequences))
         return results[: len(state)], results[len(state) :]
 
+    def repeat(
+        self, state: Sequence[Tensor], kind: int, step: Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+    ) -> Sequence[Tensor]:
+        """The state, tensors of one element type, after as many steps as it takes until one says that it was the last.
+
+        `step` makes the nodes of one step: of a state, whether another one is to come (bool [1]), and the next state.
+        """
+        outer, self._nodes = self._nodes, []
+        (count, going), befores = self._names("round", 2), self._names("before", len(state))
+        more, afters = step(befores)
+        ends = [self.node("Identity", x) for x in (more, *afters)]
+        body = helper.make_graph(
+            self._nodes,
+            "one_round",
+            [
+                helper.make_tensor_value_info(count, TensorProto.INT64, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, [1]),
+                *(_untold(name, kind) for name in befores),
+            ],
+            [
+                helper.make_tensor_value_info(ends[0], TensorProto.BOOL, [1]),
+                *(_untold(name, kind) for name in ends[1:]),
+            ],
+        )
+        self._nodes = outer
+        return self.nodes("Loop", ["", self.number(True, np.bool_), *state], len(afters), body=body)
+
     def model(self, inputs: Signature, outputs: Signature) -> ModelProto:
         """The finished model."""
         graph = helper.make_graph(
@@ -142,6 +175,9 @@ class GraphBuilder:
         )
         domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT_DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION, producer_name="hiddenstate")
+
+    def _piece(self, x: Tensor, start: int, end: int, axis: int) -> Tensor:
+        return self.node("Slice", x, self.integers(start), self.integers(end), self.integers(axis))
 
     def _names(self, stem: str, count: int) -> tuple[Tensor, ...]:
         self._count += 1

@@ -9,10 +9,11 @@ from hiddenstate_models.export.graph import GraphBuilder, Rows, Tensor
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor [n, size] whose values lie within [-limit, limit]."""
+    """A tensor [n, size] whose values lie within [-limit, limit]; or, turned, [size, n]."""
 
     tensor: Tensor
     limit: float
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Float32Products:
 
     def linear(self, graph: GraphBuilder, x: Operand, weight: str, addend: Tensor, rows: Rows = None) -> Tensor:
         """See Products."""
-        return graph.node("Gemm", x.tensor, graph.weight(weight, rows), addend, transB=1)
+        return graph.node("Gemm", x.tensor, graph.weight(weight, rows), addend, transA=int(x.turned), transB=1)
 
     def row_products(self, graph: GraphBuilder, x: Operand, weight: str, rows: Tensor) -> Tensor:
         """See Products."""

@@ -6,11 +6,11 @@ product takes the input's as the matrix it adds to, which saves a pass over the 
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hiddenstate_models.bundle import CellShapes
 from hiddenstate_models.export.graph import GraphBuilder, Rows, Tensor
-from hiddenstate_models.export.products import Limits, Operand, Products
+from hiddenstate_models.export.products import Float32Products, Limits, Operand, Products
 from hiddenstate_models.export.traversal import State, Traversal
 
 _NORM_EPSILON = 1e-5
@@ -27,6 +27,13 @@ class _Layer(NamedTuple):
     units: int
     limit: float
     """Of its output."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is as its first authors made it, in float32."""
+        cells = self.cells
+        extras = cells.layer_norm or cells.peepholes or cells.coupled or cells.projection
+        return isinstance(self.products, Float32Products) and not extras
 
     def weight(self, name: str, rows: Rows = None) -> Tensor:
         return self.graph.weight(self.prefix + name, rows)
@@ -51,12 +58,16 @@ class _Layer(NamedTuple):
 
 
 class _Cell(NamedTuple):
-    """A kind of layer, in two parts: only the second needs one step after the other."""
+    """A kind of layer, in two parts: only the second needs one step after the other. Some have an operator for both."""
 
     project: Callable[[_Layer, Operand], tuple[Tensor, ...]]
     """What inputs [n, input] contribute."""
     advance: Callable[[_Layer, Sequence[Tensor], State], tuple[Tensor, ...]]
     """That and the state -> the next state, its output first."""
+    operator: str | None = None
+    """ONNX's own, for layers without extras."""
+    gates: tuple[int, ...] = ()
+    """Which of the weights' blocks of rows each of the operator's is."""
 
 
 def split_state(graph: GraphBuilder, cells: CellShapes, row: Tensor) -> list[tuple[Tensor, ...]]:
@@ -86,13 +97,39 @@ def stack(
     after = []
     for number, before in enumerate(state):
         layer = _Layer(graph, products, cells, f"{name}.layers.{number}.", cells.hidden_sizes[number], limit)
-        output, *inputs = cell.project(layer, x)
-        now: State = ()
-        if before:
-            output, now = traversal.through(graph, partial(cell.advance, layer), [output, *inputs], before)
+        now: State
+        if traversal.is_sequence and cell.operator and layer.plain:
+            output, now = _through(layer, cell, x, before)
+        else:
+            output, *inputs = cell.project(layer, x)
+            now = ()
+            if before:
+                output, now = traversal.through(graph, partial(cell.advance, layer), [output, *inputs], before)
         after.append(tuple(now))
         x = Operand(graph.node("Add", output, x.tensor) if number and cells.residual else output, limit)
     return x, after
+
+
+def _through(layer: _Layer, cell: _Cell, x: Operand, state: State) -> tuple[Tensor, State]:
+    """Takes a layer through x [n, input] by its own operator: outputs [n, units] and the state afterwards.
+
+    It is slower than plain products and gates for a step of many sessions, and several times as fast for many of one.
+    """
+    node, graph = layer.graph.node, layer.graph
+    first, second = graph.integers(0), graph.integers(1)
+
+    def weight(name: str) -> Tensor:
+        blocks = [layer.weight(name, (gate * layer.units, (gate + 1) * layer.units)) for gate in cell.gates]
+        return node("Concat", *blocks, axis=0)
+
+    matrices = [node("Unsqueeze", weight(f"weight_{kind}_l0"), first) for kind in ("ih", "hh")]
+    bias = node("Unsqueeze", node("Concat", weight("bias_ih_l0"), weight("bias_hh_l0"), axis=0), first)
+    inputs = node("Unsqueeze", node("Transpose", x.tensor) if x.turned else x.tensor, second)
+    befores = [node("Unsqueeze", piece, first) for piece in state]
+    options: dict[str, Any] = {"linear_before_reset": 1} if cell.operator == "GRU" else {}
+    operands = [inputs, *matrices, bias, "", *befores]
+    outputs, *after = graph.nodes(cell.operator or "", operands, 1 + len(state), hidden_size=layer.units, **options)
+    return node("Squeeze", outputs, graph.integers(1, 2)), [node("Squeeze", piece, first) for piece in after]
 
 
 def _inputs(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
@@ -185,6 +222,6 @@ _CELLS: Mapping[str, _Cell] = {
     "rnn-tanh": _elman("Tanh"),
     "rnn-relu": _elman("Relu"),
     "jordan": _Cell(_inputs, _jordan),
-    "lstm": _Cell(_inputs, _lstm),
-    "gru": _Cell(_gru_inputs, _gru),
+    "lstm": _Cell(_inputs, _lstm, "LSTM", (0, 3, 1, 2)),
+    "gru": _Cell(_gru_inputs, _gru, "GRU", (1, 0, 2)),
 }

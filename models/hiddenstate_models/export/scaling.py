@@ -1,190 +1,207 @@
-"""One step of the per-session online scaling, as a graph; its formulas are those of `networks.scaling`.
+"""The per-session scaling of values as a graph; its formulas are those of `networks.scaling`.
 
-A node costs about as much as a row's arithmetic, so whatever is linear is done by a few products with constant
-matrices, which choose, add, scale and turn at once: what comes out of them is exact, since all but one or two of the
-factors are zero. Between them what belongs together is contiguous over the batch: [rows, columns * n].
+A node costs as much as its arithmetic on hundreds of numbers, and far more where a row of them is short. So everything
+is turned: what belongs together is a long row, [rows, n], or [rows, columns, n] where there is more than one column.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from hiddenstate_models.bundle import SeriesShapes
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
+from hiddenstate_models.export.traversal import Traversal
 from hiddenstate_models.networks import scaling
 
 _LEVELS = len(scaling.LEVEL_RATES)
 _SPREADS = 1 + _LEVELS
-_SEEN, _MOVES, _SPREAD, _HIGH, _LOW = np.cumsum((0, *scaling.STATE_ROWS[:-1])).tolist()
 _ROWS, _FEATURES = sum(scaling.STATE_ROWS), sum(scaling.FEATURE_ROWS)
+_SEEN, _MOVES, _SPREAD, _HIGH, _LOW = np.cumsum((0, *scaling.STATE_ROWS[:-1])).tolist()
+_UNBOUNDED = 1e300
 
-Weights = Mapping[int, float]
-"""What a row of a product is made of: row of the operand -> factor."""
+
+class State(NamedTuple):
+    """What the scaling knows before a step, float64 [rows * columns, n]."""
+
+    seen: Tensor
+    """How many values."""
+    moves: Tensor
+    """One more than how many moves."""
+    spreads: Tensor
+    last: Tensor
+    levels: Tensor
 
 
-class ScaledStep(NamedTuple):
-    """What the step makes of one row of values."""
+class Scaled(NamedTuple):
+    """What scaling makes of values."""
 
     features: Tensor
-    """float32 [n, features]: what the cells see."""
-    state: Tensor
-    """float32 [n, state]: the scaling's next state."""
+    """float32 [features, n]: what the cells see."""
+    state: Sequence[Tensor]
+    """float64 [..., n]: the rows of the scaling's next state."""
     units: Tensor
-    """float32 [n, targets]: the typical size of a step."""
-    seen: Tensor
-    """float32 [n, targets]: how many values have been seen."""
+    """float64 [targets, n]: the typical size of a step."""
+    known: Tensor
+    """float64 [targets, n]: 1 where a value has been seen, 0 where none has."""
     values: Tensor
-    """float64 [columns, n]: the last value seen; 0 while there is none."""
+    """float64 [targets, n]: the last value seen; 0 while there is none."""
+    before: Tensor
+    """float64 [targets, n]: the one before this step."""
 
 
-def moves_since_last(
-    graph: GraphBuilder, columns: int, targets: Sequence[int], observed: Tensor, state: Tensor
-) -> Tensor:
-    """observed float64 [n, targets] less the values before them, in state float64 [n, rows * columns]."""
-    before = _matrix([{_HIGH: -1.0, _LOW: -1.0}], _ROWS, columns)[list(targets)]
-    return graph.node("Gemm", state, graph.array(before), observed, transB=1)
+def read_state(graph: GraphBuilder, network: SeriesShapes, row: Tensor, *others: int) -> tuple[State, Sequence[Tensor]]:
+    """The state at the head of `row`, float32 [n, state + others], and the others behind it, float64 [size, n] each.
 
-
-def last_values(graph: GraphBuilder, columns: int, targets: Sequence[int], state: Tensor) -> Tensor:
-    """The last value of each target, float64 [n, targets], in state float64 [n, rows * columns]; 0 before the first."""
-    last = _matrix([{_HIGH: 1.0, _LOW: 1.0}], _ROWS, columns)[list(targets)]
-    return graph.node("MatMul", state, graph.array(np.ascontiguousarray(last.T)))
-
-
-def scaling_step(
-    graph: GraphBuilder, columns: int, targets: Sequence[int], values: Tensor, row: Tensor, state: Tensor, width: int
-) -> ScaledStep:
-    """values float64 [n, columns] -> the scaled values and the next state.
-
-    The state is given as float64 [n, rows * columns], and as the head of `row`, float32 [n, width].
+    All of it is one product with a constant matrix, which chooses, turns, and adds the pairs of floats: what comes out
+    of it is exact, since all but one or two of the factors are zero.
     """
-    node, number = graph.node, graph.number
-    zero, one, two = number(0.0), number(1.0), number(2.0)
+    columns, kept = network.columns, sum(others)
+    spreads = [[_SPREAD + i] for i in range(_SPREADS)]
+    pairs = [[_HIGH + i, _LOW + i] for i in range(_SPREADS)]
+    chosen_rows = np.array([np.isin(range(_ROWS), rows) for rows in ([_SEEN], [_MOVES], *spreads, *pairs)], np.float64)
+    choice = np.kron(chosen_rows, np.eye(columns))
+    matrix = np.block([[choice, np.zeros((len(choice), kept))], [np.zeros((kept, choice.shape[1])), np.eye(kept)]])
+    one_more = np.zeros((len(matrix), 1))
+    one_more[columns : 2 * columns] = 1
+    wide = graph.node("Cast", row, to=TensorProto.DOUBLE)
+    rows = graph.node("Gemm", graph.array(matrix), wide, graph.array(one_more), transB=1)
+    sizes = [count * columns for count in (1, 1, _SPREADS, 1, _LEVELS)]
+    pieces = graph.split(rows, *sizes, *others, axis=0)
+    return State(*pieces[: len(sizes)]), pieces[len(sizes) :]
+
+
+def scaled(graph: GraphBuilder, network: SeriesShapes, observed: Tensor, state: State, traversal: Traversal) -> Scaled:
+    """observed float64 [columns, n], NaN where missing -> the scaled values and the next state."""
+    node, columns = graph.node, network.columns
+    double = TensorProto.DOUBLE
+
+    def number(value: float) -> Tensor:
+        return graph.number(value, np.float64)
 
     def blocks(x: Tensor, rows: int) -> Tensor:
-        """[rows * columns, n] -> [rows, columns * n]."""
-        return x if columns == 1 else node("Reshape", x, graph.integers(rows, -1))
+        """[rows * columns, n] -> [rows, columns, n]."""
+        return x if columns == 1 else node("Reshape", x, graph.integers(rows, columns, -1))
 
-    def unblocked(x: Tensor, rows: int) -> Tensor:
+    def flat(x: Tensor, rows: int) -> Tensor:
         return x if columns == 1 else node("Reshape", x, graph.integers(rows * columns, -1))
 
-    spread_rows = range(_SPREAD, _SPREAD + _SPREADS)
-    # one more than the counts, the spreads, and the largest deviations that count
-    picked = [
-        {_SEEN: 1.0},
-        {_MOVES: 1.0},
-        *({i: 1.0} for i in spread_rows),
-        *({i: scaling.OUTLIER} for i in spread_rows),
-    ]
-    counts = np.repeat([1.0, 1.0, *[0.0] * (2 * _SPREADS)], columns)[:, None]
-    matrix = np.pad(_matrix(picked, _ROWS, columns), ((0, 0), (0, width - _ROWS * columns))).astype(np.float32)
-    singles = node("Gemm", graph.array(matrix), row, graph.array(counts.astype(np.float32)), transB=1)
-    seen, moves, spreads, largest_sizes = graph.split(blocks(singles, len(picked)), 1, 1, _SPREADS, _SPREADS, axis=0)
-    # last value and moving averages; again only the averages; again only the last value
-    pairs: list[Weights] = [{_HIGH + i: 1.0, _LOW + i: 1.0} for i in [*range(_SPREADS), *range(1, _SPREADS), 0]]
-    doubles = node("Gemm", graph.array(_matrix(pairs, _ROWS, columns)), state, transB=1)
-    references, levels, last = graph.split(blocks(doubles, len(pairs)), _SPREADS, _LEVELS, 1, axis=0)
+    def targets(x: Tensor) -> Tensor:
+        return chosen(graph, network, flat(x, 1))
 
-    observed = blocks(node("Transpose", values), 1)
-    missing = node("IsNaN", observed)
-    missing_flag = _float(graph, missing)
-    present = node("Sub", one, missing_flag)
-    value_high, value_low, high = _pair(graph, node("Where", missing, last, observed))
-    value = node("Add", high, _double(graph, value_low))
+    last, levels = blocks(state.last, 1), blocks(state.levels, _LEVELS)
+    seen, moves, spreads = blocks(state.seen, 1), blocks(state.moves, 1), blocks(state.spreads, _SPREADS)
+    values, present = _remembered(graph, blocks(observed, 1), last, traversal)
+    there = node("Cast", present, to=double)
+    before = traversal.before(graph, last, values, -1)
 
-    deviations = node("Where", node("Equal", seen, one), number(0.0, np.float64), node("Sub", value, references))
-    deviations = _float(graph, deviations)
-    sizes = node("Abs", deviations)
-    moved = node("Sign", graph.split(sizes, 1, _LEVELS, axis=0)[0])
-    seen = node("Add", seen, present)
-    moves = node("Add", moves, moved)
-
-    bounded = node("Where", node("Equal", moves, two), sizes, node("Min", sizes, largest_sizes))
-    warm_up = node("Clip", node("Div", two, moves), number(scaling.SPREAD_RATE), one)
-    correction = node("Mul", node("Mul", moved, warm_up), node("Sub", bounded, spreads))
-    spreads = node("Add", spreads, correction)
-
+    seen_after = traversal.total(graph, seen, there)
+    known = node("Min", seen_after, number(1.0))
+    known_before = node("Min", seen, number(1.0))
+    rates = node("Max", node("Div", number(2.0), node("Add", seen_after, number(1.0))), _rates(graph, columns))
     # The averages before the first value are 0 and its rate is 1, so that they begin at the value.
-    slowest = graph.array(np.array(scaling.LEVEL_RATES, np.float32)[:, None])
-    level_rates = node("Mul", node("Max", node("Div", two, seen), slowest), present)
-    levels = node("Add", levels, node("Mul", _double(graph, level_rates), node("Sub", value, levels)))
-    levels_high, levels_low, _ = _pair(graph, levels)
+    levels_after = traversal.average(graph, levels, values, node("Mul", rates, there))
+    levels_before = traversal.before(graph, levels, levels_after, -1)
+    deviations = node("Concat", node("Sub", values, before), node("Sub", values, levels_before), axis=0)
+    deviations = node("Mul", deviations, traversal.before(graph, known_before, known, -1))
+    sizes = node("Abs", deviations)
 
-    magnitude = node("Where", node("Equal", value_high, zero), one, node("Abs", value_high))
-    prior = node("Mul", magnitude, number(scaling.PRIOR_STEP))
-    units = node("Where", node("Equal", moves, one), prior, spreads)
-    units = node("Max", units, number(scaling.SMALLEST_UNIT))
+    moved = node("Sign", graph.split(sizes, 1, _LEVELS, axis=0)[0])
+    moves_after = traversal.total(graph, moves, moved)
+    still = node("Sub", number(2.0), traversal.before(graph, moves, moves_after, -1))
+    rate = node("Div", number(2.0), node("Min", moves_after, number(2 / scaling.SPREAD_RATE)))
+    warm_up = node("Min", rate, number(1.0))
+    unbounded = node("Mul", still, number(_UNBOUNDED))
+    rates = node("Mul", warm_up, moved)
+    spreads_after = traversal.bounded_average(graph, spreads, sizes, rates, scaling.OUTLIER, unbounded)
+
+    magnitude = node("Abs", values)
+    magnitude = node("Where", node("Equal", values, number(0.0)), number(1.0), magnitude)
+    # 1 until the first move, and not above 0 from then on
+    still = node("Sub", rate, warm_up)
+    prior = node("Mul", node("Mul", magnitude, number(scaling.PRIOR_STEP)), still)
+    units = node("Max", spreads_after, prior, number(scaling.SMALLEST_UNIT))
     largest = scaling.LARGEST_RATIO
-    ratios = node("Clip", node("Div", deviations, units), number(-largest), number(largest))
+    ratios = _float(graph, node("Clip", node("Div", deviations, units), number(-largest), number(largest)))
     unit, other_units = graph.split(units, 1, _LEVELS, axis=0)
-    relative = node("Clip", node("Div", other_units, unit), number(1 / largest), number(largest))
+    relative = _float(graph, node("Clip", node("Div", other_units, unit), number(1 / largest), number(largest)))
+    missing = node("Sub", number(1.0), there)
+    flags = _float(graph, node("Concat", warm_up, missing, axis=0))
+    features = node("Concat", node("Asinh", ratios), node("Log", relative), flags, axis=0)
 
-    features = (node("Asinh", ratios), node("Log", relative), warm_up, missing_flag)
-    after = (seen, moves, spreads, value_high, levels_high, value_low, levels_low)
-    rows = _FEATURES + _ROWS + 1
-    whole = unblocked(node("Concat", *features, *after, unit, axis=0), rows)
-    every = np.eye(rows * columns, dtype=np.float32)
-    first_seen, first_unit = _FEATURES * columns, (rows - 1) * columns
-    chosen = [*range(first_unit), *(first_unit + i for i in targets), *(first_seen + i for i in targets)]
-    one_more = range(first_seen, first_seen + 2 * columns)
-    corrections = np.array([-1.0 if i in one_more else 0.0 for i in chosen], np.float32)
-    turned = node("Gemm", whole, graph.array(every[:, chosen]), graph.array(corrections), transA=1)
-    sizes_of_pieces = (_FEATURES * columns, _ROWS * columns, len(targets), len(targets))
-    features_row, state_row, units_row, seen_row = graph.split(turned, *sizes_of_pieces)
-    return ScaledStep(features_row, state_row, units_row, seen_row, unblocked(value, 1))
-
-
-def fixed_scaling_step(
-    graph: GraphBuilder, columns: int, targets: Sequence[int], values: Tensor, row: Tensor
-) -> ScaledStep:
-    """values float64 [n, columns] -> the scaled values and the next state; the state is the head of `row`, float32."""
-    node, number = graph.node, graph.number
-    none, one = number(0.0, np.float64), number(1.0)
-    sizes = (columns, (_HIGH - 1) * columns, columns, _LEVELS * columns, columns, _LEVELS * columns)
-    state = node("Slice", row, graph.integers(0), graph.integers(_ROWS * columns), graph.integers(1))
-    seen, spreads, high, levels_high, low, levels_low = graph.split(state, *sizes)
-    last = node("Add", _double(graph, high), _double(graph, low))
-    missing = node("IsNaN", values)
-    seen = node("Add", seen, node("Sub", one, _float(graph, missing)))
-    high, low, high64 = _pair(graph, node("Where", missing, last, values))
-    value = node("Add", high64, _double(graph, low))
-
-    means, units = _double(graph, graph.weight("encoder.means")), _double(graph, graph.weight("encoder.units"))
-    never = node("Equal", seen, number(0.0))
-    features = node("Where", never, none, node("Div", node("Sub", value, means), units))
-    chosen = graph.integers(*targets)
-    seen_targets = node("Gather", seen, chosen, axis=1)
-    units_targets = node("Gather", graph.weight("encoder.units"), chosen)
-    return ScaledStep(
-        _float(graph, features),
-        node("Concat", seen, spreads, high, levels_high, low, levels_low, axis=1),
-        node("Expand", units_targets, node("Shape", seen_targets)),
-        seen_targets,
-        node("Transpose", value),
+    pairs = node("Concat", values, levels_after, axis=0)
+    high = _rounded(graph, pairs)
+    moves_after = node("Sub", moves_after, number(1.0))
+    low = node("Sub", pairs, high)
+    rows = zip((seen_after, moves_after, spreads_after, high, low), scaling.STATE_ROWS, strict=True)
+    return Scaled(
+        flat(features, _FEATURES),
+        [traversal.last(graph, flat(x, count), -1) for x, count in rows],
+        targets(unit),
+        targets(known),
+        targets(values),
+        targets(before),
     )
 
 
-def _matrix(rows: Sequence[Weights], operand_rows: int, columns: int) -> npt.NDArray[np.float64]:
-    """[rows * columns, operand_rows * columns]: makes rows of blocks of columns out of others."""
-    weights = np.zeros((len(rows), operand_rows))
-    for row, factors in enumerate(rows):
-        for of, factor in factors.items():
-            weights[row, of] = factor
-    return np.asarray(np.kron(weights, np.eye(columns)), np.float64)
+def fixed(graph: GraphBuilder, network: SeriesShapes, observed: Tensor, state: State, traversal: Traversal) -> Scaled:
+    """The same with means and units that never change."""
+    node, double = graph.node, TensorProto.DOUBLE
+    values, present = _remembered(graph, observed, state.last, traversal)
+    seen = traversal.total(graph, state.seen, node("Cast", present, to=double))
+    known = node("Min", seen, graph.number(1.0, np.float64))
+    axis = graph.integers(1)
+    names = "encoder.means", "encoder.units"
+    means, units = (node("Cast", node("Unsqueeze", graph.weight(name), axis), to=double) for name in names)
+    features = _float(graph, node("Mul", node("Div", node("Sub", values, means), units), known))
+    levels_high = _rounded(graph, state.levels)
+    moves = node("Sub", state.moves, graph.number(1.0, np.float64))
+    high = _rounded(graph, values)
+
+    def last(x: Tensor) -> Tensor:
+        return traversal.last(graph, x, -1)
+
+    pieces = [last(seen), moves, state.spreads, last(high), levels_high]
+    pieces += [last(node("Sub", values, high)), node("Sub", state.levels, levels_high)]
+    return Scaled(
+        features,
+        pieces,
+        chosen(graph, network, units),
+        chosen(graph, network, known),
+        chosen(graph, network, values),
+        chosen(graph, network, traversal.before(graph, state.last, values, -1)),
+    )
+
+
+def chosen(graph: GraphBuilder, network: SeriesShapes, x: Tensor) -> Tensor:
+    """The targets among [columns, n]."""
+    if network.targets == tuple(range(network.columns)):
+        return x
+    return graph.node("Gather", x, graph.integers(*network.targets), axis=0)
+
+
+def _remembered(graph: GraphBuilder, observed: Tensor, last: Tensor, traversal: Traversal) -> tuple[Tensor, Tensor]:
+    """The values as they will be remembered, or they would seem to move, for those missing the ones before them; and
+    whether each is present.
+    """
+    node = graph.node
+    present = node("Equal", observed, observed)
+    values = traversal.latest(graph, last, observed, present)
+    high = _rounded(graph, values)
+    return node("Add", high, _rounded(graph, node("Sub", values, high))), present
+
+
+def _rounded(graph: GraphBuilder, x: Tensor) -> Tensor:
+    """float64 rounded to float32: two of them hold 48 bits, so that a counter near 2e9 is still seen to move by one."""
+    return graph.node("Cast", _float(graph, x), to=TensorProto.DOUBLE)
+
+
+def _rates(graph: GraphBuilder, columns: int) -> Tensor:
+    rates: npt.NDArray[np.float64] = np.array(scaling.LEVEL_RATES, np.float64)
+    return graph.array(rates.reshape(_LEVELS, *[1] * (1 if columns == 1 else 2)))
 
 
 def _float(graph: GraphBuilder, x: Tensor) -> Tensor:
     return graph.node("Cast", x, to=TensorProto.FLOAT)
-
-
-def _double(graph: GraphBuilder, x: Tensor) -> Tensor:
-    return graph.node("Cast", x, to=TensorProto.DOUBLE)
-
-
-def _pair(graph: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A float64 as the sum of two float32, and the first of them as float64."""
-    high = _float(graph, x)
-    high64 = _double(graph, high)
-    return high, _float(graph, graph.node("Sub", x, high64)), high64

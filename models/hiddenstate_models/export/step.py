@@ -19,7 +19,7 @@ from hiddenstate_models.export.labels import label_graph
 from hiddenstate_models.export.music import note_graph
 from hiddenstate_models.export.products import Float32Products, Limits, Products
 from hiddenstate_models.export.traversal import MANY_STEPS, ONE_STEP, Traversal
-from hiddenstate_models.export.values import value_sequence, value_step
+from hiddenstate_models.export.values import value_graph
 from hiddenstate_models.export.words import word_graph
 
 _FLOAT32 = Float32Products()
@@ -33,8 +33,6 @@ def step_model(
     limits: Limits = _UNLIMITED,
 ) -> ModelProto:
     """The graph of one step of many sessions."""
-    if isinstance(network, ValueNetwork):
-        return value_step(GraphBuilder(tensors), network, products)
     if isinstance(network, ForecastNetwork):
         return forecast_step(GraphBuilder(tensors), network, products)
     return _graph(tensors, network, products, limits, ONE_STEP)
@@ -52,14 +50,12 @@ def sequence_model(
     """
     if isinstance(network, ForecastNetwork):
         return None
-    if isinstance(network, ValueNetwork):
-        return value_sequence(GraphBuilder(tensors), network, products)
     return _graph(tensors, network, products, limits, MANY_STEPS)
 
 
 def _graph(
     tensors: Mapping[str, StoredTensor],
-    network: WordNetwork | NoteNetwork | LabelNetwork,
+    network: WordNetwork | ValueNetwork | NoteNetwork | LabelNetwork,
     products: Products,
     limits: Limits,
     traversal: Traversal,
@@ -67,6 +63,8 @@ def _graph(
     graph = GraphBuilder(tensors)
     if isinstance(network, WordNetwork):
         return word_graph(graph, network, products, limits, traversal)
+    if isinstance(network, ValueNetwork):
+        return value_graph(graph, network, products, traversal)
     if isinstance(network, LabelNetwork):
         return label_graph(graph, network, products, traversal)
     return note_graph(graph, network, products, traversal)
