@@ -140,7 +140,16 @@ class Settings(BaseModel):
         default="behind",
         description="When a session is safe in the store: never, soon after every answer, or before each answer.",
     )
-    flush_interval: Seconds = Field(default=0.05, description="Pause between two writes to the store.")
+    flush_interval: Seconds = Field(
+        default=0.05, description="From one write to the store to the next, while they cost little."
+    )
+    max_flush_interval: Seconds = Field(
+        default=1.0,
+        description="The same, however much a write costs: so much may have to be sent again after a crash.",
+    )
+    store_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.02, description="Share of a core above which writes to the store come less often."
+    )
     state_folder: Path = Field(
         default_factory=_state_folder,
         description="Folder of what the server keeps; by default hiddenstate in XDG_STATE_HOME, or ~/.local/state.",

@@ -25,6 +25,7 @@ from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.runtimes import WordOutputs
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.sessions.keeper import Keeper, new_ledger
+from hiddenstate_server.sessions.pace import Pace
 from hiddenstate_server.stepping.streams import Stream
 
 TOKENS = 12
@@ -47,7 +48,7 @@ class Server:
     def _start(self) -> None:
         self.host = Host(self._limits, Metrics("test"), self.clock, new_ledger(self._every_step, 100))
         self.host.add_model(WORDS, MixingWords(), max_batch=4)
-        self._keeper = Keeper(self.host, f"sqlite:///{self._folder / 'sessions.db'}", FLUSH)
+        self._keeper = Keeper(self.host, f"sqlite:///{self._folder / 'sessions.db'}", Pace(FLUSH, FLUSH, share=1.0))
         self._loop.run_until_complete(self._keeper.start())
         self._keeping = self._loop.create_task(self._keeper.run())
 

@@ -29,6 +29,7 @@ from hiddenstate_server.metrics import Metrics
 from hiddenstate_server.runtimes import Outputs
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.sessions.keeper import Keeper, new_ledger
+from hiddenstate_server.sessions.pace import Pace
 from hiddenstate_server.stepping.streams import Stream
 
 TOKENS = 12
@@ -53,7 +54,7 @@ class Node:
         limits = Limits(max_sessions=ROWS, idle_timeout=LEASE, detach_timeout=DETACH, rewind_steps=REWIND_STEPS)
         self.host = Host(limits, Metrics("test"), clock, new_ledger(every_step, 100))
         self.model = self.host.add_model(WORDS, MixingWords(), max_batch=4, max_run=3)
-        self.keeper = Keeper(self.host, f"sqlite:///{folder / 'sessions.db'}", FLUSH)
+        self.keeper = Keeper(self.host, f"sqlite:///{folder / 'sessions.db'}", Pace(FLUSH, FLUSH, share=1.0))
         self._loop = loop
         loop.run_until_complete(self.keeper.start())
         self._running = loop.create_task(self.keeper.run())

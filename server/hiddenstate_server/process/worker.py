@@ -27,6 +27,7 @@ from hiddenstate_server.metrics import Metrics, metrics_server
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.sessions.integrity import Inspection
 from hiddenstate_server.sessions.keeper import Keeper, new_ledger
+from hiddenstate_server.sessions.pace import Pace
 from hiddenstate_server.sessions.rewarming import Moving
 from hiddenstate_server.sessions.snapshots import snapshot_key
 from hiddenstate_server.settings import Settings
@@ -60,7 +61,8 @@ class Worker:
         ledger = None if url is None else new_ledger(settings.durability == "every-step", settings.max_sessions)
         key = snapshot_key(settings.snapshot_key_file, settings.state_folder)
         self.host = Host(settings.limits, Metrics(__version__), ledger=ledger, snapshot_key=key)
-        self._keeper = None if url is None else Keeper(self.host, url, settings.flush_interval)
+        pace = Pace(settings.flush_interval, settings.max_flush_interval, settings.store_share)
+        self._keeper = None if url is None else Keeper(self.host, url, pace)
         for model in models:
             self.host.add_model(*model)
         self._settings = settings

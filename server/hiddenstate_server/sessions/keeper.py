@@ -24,6 +24,7 @@ from hiddenstate_server.allocator import give_back
 from hiddenstate_server.sessions import residence
 from hiddenstate_server.sessions.host import Host
 from hiddenstate_server.sessions.ledger import Chunk, Ledger, Outcome, Sweep, failed, written
+from hiddenstate_server.sessions.pace import Pace
 from hiddenstate_server.sessions.residence import Known, NeedsRoom, NeedsStore
 from hiddenstate_server.stepping.directory import key_of
 from hiddenstate_server.stepping.streams import Stream
@@ -70,18 +71,18 @@ class _Question:
 class Keeper:
     """Call `start`, then `run` until cancelled, then `close`."""
 
-    def __init__(self, host: Host, url: str, flush_interval: float) -> None:
+    def __init__(self, host: Host, url: str, pace: Pace) -> None:
         assert host.ledger is not None
         self._host = host
         self._ledger = host.ledger
         self._url = url
-        self._flush_interval = flush_interval
+        self._pace = pace
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._questions: list[_Question] = []
         self._errands: deque[_Errand] = deque()
         self._due = asyncio.Event()
         self._sweep: Sweep | None = None
-        self._swept_at = self._tended_at = 0.0
+        self._tended_at = 0.0
         self._failing: str | None = None
         self._retry_at = 0.0
         self._left = 0
@@ -203,8 +204,10 @@ class Keeper:
 
     async def _pause(self) -> None:
         self._due.clear()
+        now = self._host.clock()
+        until_due = max(self._pace.due_in(now), self._retry_at - now)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._flush_interval):
+            async with asyncio.timeout(min(self._pace.shortest, max(_TICK_SECONDS, until_due))):
                 await self._due.wait()
 
     def _saving_due(self) -> bool:
@@ -212,10 +215,10 @@ class Keeper:
         if now < self._retry_at:
             return False
         if self._sweep is None:
-            if not self._ledger.waited_for and now < self._swept_at + self._flush_interval:
+            if not self._ledger.waited_for and self._pace.due_in(now) > 0:
                 return False
+            self._pace.begin(now)
             self._sweep = self._ledger.sweep(self._host.models, partial(residence.records_of, self._host), now)
-            self._swept_at = now
         return True
 
     async def _answer(self) -> None:
@@ -259,10 +262,12 @@ class Keeper:
 
     async def _save(self) -> None:
         assert self._sweep is not None
-        chunk = self._sweep.next()
+        with self._pace.spending():
+            chunk = self._sweep.next()
         if chunk is None:
             sweep, self._sweep = self._sweep, None
             self._ledger.finish(sweep)
+            self._pace.end()
         elif not chunk.records:
             await asyncio.sleep(_TICK_SECONDS)
         else:
@@ -271,7 +276,7 @@ class Keeper:
     async def _write(self, sweep: Sweep, chunk: Chunk) -> None:
         start = time.perf_counter()
         try:
-            refused = await self._call(partial(self._store.write, chunk.records))
+            refused = await self._call(partial(self._written, chunk.records))
         except StoreError as error:
             self._sweep = None
             failed(chunk)
@@ -282,11 +287,17 @@ class Keeper:
             failed(chunk)
             raise
         self._host.metrics.store.wrote(len(chunk.records), time.perf_counter() - start)
-        outcome = written(self._ledger, chunk, refused)
-        self._left += len(outcome.saved)
-        residence.apply_saved(self._host, outcome)
+        with self._pace.spending():
+            outcome = written(self._ledger, chunk, refused)
+            self._left += len(outcome.saved)
+            residence.apply_saved(self._host, outcome)
         if outcome.lost_keys:
             await self._give_up(outcome)
+
+    def _written(self, records: Sequence[Record]) -> list[str]:
+        """In the store's thread."""
+        with self._pace.spending():
+            return self._store.write(records)
 
     async def _give_up(self, outcome: Outcome) -> None:
         """Drops what others own; those who hold it are told why."""
