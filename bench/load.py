@@ -1,4 +1,4 @@
-"""The load generator, a process of its own: closed loops of frames on streams, each stream a connection.
+"""The load generator, processes of its own: closed loops of frames on streams, each stream a connection.
 
 `python -m bench.load '{"port": ..., ...}'` takes the fields of `Load` and prints those of `Measured`, both as JSON.
 """
@@ -6,13 +6,17 @@
 import asyncio
 import base64
 import json
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import cycle
-from typing import Any
+from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -44,6 +48,8 @@ class Load:
     seconds: float
     opens: bool = True
     """Whether sessions are opened first; an echo server has none."""
+    processes: int = 1
+    """That share the streams."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,20 @@ class Measured:
     server_cpu: float
     """Seconds of all threads and children, user and system."""
     generator_cpu: float
+    """The same of all processes that make the load."""
     replies: list[str]
     """The answers to one frame, base64."""
+
+
+class Part(NamedTuple):
+    """What one process of the generator found; all measure at the same time."""
+
+    observations: int
+    seconds: float
+    latencies: list[float]
+    server_cpu: float
+    generator_cpu: float
+    replies: list[bytes]
 
 
 class LoadedStream:
@@ -130,9 +148,9 @@ def parsed(message: bytes) -> pb.StreamResponse:
     return response
 
 
-async def opened_streams(load: Load) -> list[LoadedStream]:
-    """Connects all streams and opens their sessions."""
-    streams = [LoadedStream(load, seed) for seed in range(load.streams)]
+async def opened_streams(load: Load, first: int = 0) -> list[LoadedStream]:
+    """Connects every `processes`-th stream from the `first` on, and opens their sessions."""
+    streams = [LoadedStream(load, seed) for seed in range(first, load.streams, load.processes)]
     for stream in streams:
         await asyncio.get_running_loop().create_connection(stream.connect, "localhost", load.port)
     if load.opens:
@@ -142,13 +160,18 @@ async def opened_streams(load: Load) -> list[LoadedStream]:
     return streams
 
 
-async def generate(load: Load) -> Measured:
-    """Puts the load on for a warm-up and then for `seconds`, longer if a stream has no frame answered by then."""
+async def generate(load: Load, index: int) -> Part:
+    """Puts one process's share of the load on: for a warm-up, and then for `seconds` together with the others.
+
+    It takes longer if a stream has no frame answered by then.
+    """
     server, generator = Usage(load.pid), Usage(psutil.Process().pid)
-    streams = await opened_streams(load)
+    streams = await opened_streams(load, index)
+    await first_of(together(), streams)
     for stream in streams:
         stream.observe()
     await first_of(asyncio.sleep(WARM_UP_SECONDS), streams)
+    await first_of(together(), streams)
     for stream in streams:
         stream.latencies.clear()
     before = time.perf_counter(), observed(streams), server.cpu(), generator.cpu()
@@ -156,15 +179,27 @@ async def generate(load: Load) -> Measured:
     while not all(stream.latencies for stream in streams):
         await first_of(asyncio.sleep(WARM_UP_SECONDS), streams)
     after = time.perf_counter(), observed(streams), server.cpu(), generator.cpu()
+    latencies = [latency for stream in streams for latency in stream.latencies]
+    await first_of(together(), streams)
     seconds, observations, server_cpu, generator_cpu = (b - a for a, b in zip(before, after, strict=True))
-    latencies = np.array([latency for stream in streams for latency in stream.latencies])
+    return Part(int(observations), seconds, latencies, server_cpu, generator_cpu, streams[0].replies)
+
+
+async def together() -> None:
+    """Waits for the other processes, while the load goes on."""
+    await asyncio.to_thread(_barrier.wait)
+
+
+def measured(parts: Sequence[Part]) -> Measured:
+    """The parts as one."""
+    latencies = np.concatenate([part.latencies for part in parts])
     return Measured(
-        observations=int(observations),
-        seconds=seconds,
+        observations=sum(part.observations for part in parts),
+        seconds=float(np.mean([part.seconds for part in parts])),
         latency_ms={name: float(np.quantile(latencies, q)) * 1e3 for name, q in QUANTILES.items()},
-        server_cpu=server_cpu,
-        generator_cpu=generator_cpu,
-        replies=[base64.b64encode(message).decode() for message in streams[0].replies],
+        server_cpu=float(np.mean([part.server_cpu for part in parts])),
+        generator_cpu=sum(part.generator_cpu for part in parts),
+        replies=[base64.b64encode(message).decode() for message in parts[0].replies],
     )
 
 
@@ -183,8 +218,42 @@ async def first_of(wait: Coroutine[Any, Any, Any], streams: list[LoadedStream]) 
         future.result()
 
 
-if __name__ == "__main__":
-    result = uvloop.run(generate(Load(**json.loads(sys.argv[1]))))
+def _share(barrier: Barrier) -> None:
+    """Of a process: whom it waits for."""
+    global _barrier
+    _barrier = barrier
+
+
+def _run(load: Load, index: int) -> Part:
+    try:
+        return uvloop.run(generate(load, index))
+    except BaseException:
+        _barrier.abort()  # nobody is to wait for this one
+        raise
+
+
+def put_on(load: Load) -> Measured:
+    """The whole load."""
+    # Forked, not spawned: what the processes need is imported already, and nothing runs yet that minds a fork.
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(load.processes)
+    with ProcessPoolExecutor(load.processes, context, _share, (barrier,)) as pool:
+        running = [pool.submit(_run, load, index) for index in range(load.processes)]
+        failures = [error for part in running if (error := part.exception()) is not None]
+        for error in sorted(failures, key=lambda error: isinstance(error, BrokenBarrierError)):
+            raise error  # the cause, where others only waited in vain
+        return measured([part.result() for part in running])
+
+
+_barrier: Barrier
+
+
+def printed(result: Measured) -> None:
+    """Prints it as JSON."""
     # uvloop leaves a pipe non-blocking, and what does not fit into it at once would be lost.
     os.set_blocking(sys.stdout.fileno(), True)
     print(json.dumps(asdict(result)))
+
+
+if __name__ == "__main__":
+    printed(put_on(Load(**json.loads(sys.argv[1]))))

@@ -6,7 +6,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ class Shape(NamedTuple):
 
 SHAPES = (
     Shape("1 stream, singles", 1, 1),
+    Shape("16 streams, singles", 16, 1),
     Shape("64 streams, singles", 64, 1),
     Shape("256 streams, singles", 256, 1),
     Shape("16 streams, frames of 64", 16, 64),
@@ -38,6 +39,8 @@ STEPS = len(SHAPES) + 1
 """How often `Bench.run` tells what comes next, by model."""
 ROUNDS = 3
 """The server and the echo server take turns, so that what slows the machine for a while slows both."""
+MOST_PROCESSES = 4
+"""Of the load generator, for streams of their own clients."""
 MEMORY = Shape("memory", 4, 16_000)
 
 
@@ -57,6 +60,11 @@ class EngineAlone(NamedTuple):
         """CPU microseconds a row in batches of this mean size."""
         sizes, costs = zip(*sorted(self.cpu.items()), strict=True)
         return float(np.interp(math.log2(batch), np.log2(sizes), costs))
+
+    def step_ms(self, batch: float) -> float:
+        """Milliseconds a step of this mean size takes by the clock."""
+        sizes, costs = zip(*sorted(self.clock.items()), strict=True)
+        return batch * float(np.interp(math.log2(batch), np.log2(sizes), costs)) / 1e3
 
     @property
     def best_cpu(self) -> float:
@@ -120,6 +128,11 @@ class Point:
     def tight_cpu_ratio(self) -> float:
         """The same with the engine in a loop without pauses."""
         return self.server_cpu / (self.echo_cpu + self.tight_engine_cpu)
+
+    @property
+    def p99_ratio(self) -> float:
+        """99th percentile over the echo server's and two steps of the engine."""
+        return self.server.latency_ms["p99"] / (self.echo.latency_ms["p99"] + 2 * self.engine.step_ms(self.batch))
 
     @property
     def rate_share(self) -> float:
@@ -192,6 +205,7 @@ class Bench:
             rows=shape.rows,
             seconds=self._seconds / ROUNDS,
             opens=opens,
+            processes=min(shape.streams, MOST_PROCESSES),
         )
 
     def _server(self, metrics_port: int) -> AbstractContextManager[Started]:
@@ -215,7 +229,7 @@ class Bench:
         self._advance(f"{model}: memory of {MEMORY.streams * MEMORY.rows:,} sessions")
         with self._server(free_port()) as server:
             load = self._load(server, model, engine, MEMORY)
-            growth: int = python("bench.memory", json.dumps(asdict(load)))
+            growth: int = python("bench.memory", json.dumps(asdict(replace(load, processes=1))))
         return growth / (MEMORY.streams * MEMORY.rows)
 
 

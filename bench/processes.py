@@ -82,6 +82,6 @@ def python(module: str, *arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def measured(load: Load) -> Measured:
-    """Runs the load generator."""
-    return Measured(**python("bench.load", json.dumps(asdict(load))))
+def measured(load: Load, generator: str = "bench.load") -> Measured:
+    """Runs a load generator."""
+    return Measured(**python(generator, json.dumps(asdict(load))))

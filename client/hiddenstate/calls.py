@@ -105,23 +105,46 @@ class Session:
         """Told when it ends."""
 
 
-class Call:
+class Waited:
+    """Something that somebody waits for."""
+
+    __slots__ = ("refused", "waiter")
+
+    def __init__(self) -> None:
+        self.waiter: Any = None
+        """Whom the shell wakes when there is news."""
+        self.refused: HiddenstateError | None = None
+        """The last refusal after which it was tried again."""
+
+
+class Call(Waited):
     """Something asked of the server, for one or many sessions; finished when nothing of it remains."""
 
-    __slots__ = ("errors", "handles", "kind", "number", "parts", "refused", "remaining", "rows")
+    __slots__ = ("errors", "handles", "kind", "number", "parts", "remaining", "rows")
 
     def __init__(self, kind: Kind, handles: Array, rows: int) -> None:
+        super().__init__()
         self.kind = kind
         self.handles = handles
         self.rows = rows
         self.remaining = rows
         self.errors: dict[int, HiddenstateError] = {}
         """What went wrong, by handle."""
-        self.refused: HiddenstateError | None = None
-        """The last refusal after which it was tried again."""
         self.parts: list[tuple[Array, Columns]] = []
         """Answers as they came, with the rows they belong to."""
         self.number = 0
+
+    def take(self, positions: Array, columns: Columns, rows: Array) -> None:
+        """Rows of `columns` are the answers to these rows of the call."""
+        self.parts.append((positions, columns.take(rows)))
+
+    def fail(self, handle: int, error: HiddenstateError) -> None:
+        """What is left of this session fails."""
+        self.errors[handle] = error
+
+    def refuse(self, _handle: int, error: HiddenstateError) -> None:
+        """It was refused for now, and will be tried again."""
+        self.refused = error
 
     def raise_any(self) -> None:
         """Raises what went wrong; for calls of one session."""
@@ -157,6 +180,74 @@ class Observing(Call):
         self.counts = counts
         self.inputs = inputs
         """int32 [rows] tokens or float64 [rows, columns] values."""
+
+
+class One(Waited):
+    """One observation of one session, that travels with those of other sessions."""
+
+    __slots__ = ("call", "columns", "error", "handle", "row")
+
+    def __init__(self, handle: int) -> None:
+        super().__init__()
+        self.handle = handle
+        self.call: Gathered | None = None
+        """What it travels with."""
+        self.columns: Columns | None = None
+        """Answers of which it has the `row`, once they are there."""
+        self.row = 0
+        self.error: HiddenstateError | None = None
+        """Why there is none."""
+
+
+class Gathered(Observing):
+    """Observations that came one by one, each of another session; each is finished by itself."""
+
+    __slots__ = ("_of", "ones", "settled")
+
+    def __init__(self, ones: Sequence[One], inputs: Array) -> None:
+        rows = np.arange(len(ones))
+        super().__init__(np.array([one.handle for one in ones]), rows, np.ones(len(ones), np.int64), inputs)
+        self.ones = ones
+        """By row."""
+        self.settled: list[One] = []
+        """Those that are answered or have failed since this was last emptied."""
+        self._of: dict[int, One] | None = None
+        for one in ones:
+            one.call = self
+
+    def parts_by(self, ready: NDArray[np.bool_]) -> list[Gathered]:
+        """Those of the sessions in `ready` [handles], and the others."""
+        masks = [mask for mask in (ready, ~ready) if mask.any()]
+        rows = [self.starts[mask] for mask in masks]
+        return [Gathered([self.ones[row] for row in some.tolist()], self.inputs[some]) for some in rows]
+
+    def without(self, one: One) -> None:
+        """Leaves one out that was not sent."""
+        kept = self.handles != one.handle
+        self.handles, self.starts, self.counts = self.handles[kept], self.starts[kept], self.counts[kept]
+
+    def take(self, positions: Array, columns: Columns, rows: Array) -> None:
+        """Tells each where its answer is."""
+        ones = self.ones
+        for position, row in zip(positions.tolist(), rows.tolist(), strict=True):
+            one = ones[position]
+            one.columns, one.row = columns, row
+            self.settled.append(one)
+
+    def fail(self, handle: int, error: HiddenstateError) -> None:
+        """The session's observation fails."""
+        one = self._one(handle)
+        one.error = error
+        self.settled.append(one)
+
+    def refuse(self, handle: int, error: HiddenstateError) -> None:
+        """The session's observation will be tried again."""
+        self._one(handle).refused = error
+
+    def _one(self, handle: int) -> One:
+        if self._of is None:
+            self._of = {one.handle: one for one in self.ones}
+        return self._of[handle]
 
 
 class Asking(Call):

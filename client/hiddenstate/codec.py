@@ -98,6 +98,10 @@ class _TextCodec:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 
+    def plain(self, text: object) -> int | None:
+        """The token of a word that the model knows whole; None where it takes `one`."""
+        return self._vocabulary.known(text) if isinstance(text, str) else None
+
     def one(self, text: object) -> Inputs:
         """A word the model knows whole, or the words of a text; at least one."""
         if not isinstance(text, str):
@@ -155,10 +159,14 @@ class WordCodec(_TextCodec):
 
     def prediction(self, columns: Columns) -> WordPrediction:
         """After the last row; its surprise is that of all rows together."""
-        last = word_prediction(columns, -1, self._vocabulary)
+        last = self.prediction_at(columns, -1)
         if len(columns) == 1:
             return last
         return WordPrediction(last.top, float(columns.surprises.sum(dtype=np.float64)), last.step)
+
+    def prediction_at(self, columns: Columns, row: int) -> WordPrediction:
+        """After one row."""
+        return word_prediction(columns, row, self._vocabulary)
 
     def predictions(self, columns: Columns) -> WordPredictions:
         """One a row."""
@@ -206,7 +214,11 @@ class LabelCodec(_TextCodec):
 
     def prediction(self, columns: Columns) -> LabelPrediction:
         """After the last row."""
-        return label_prediction(columns, -1, self._names)
+        return self.prediction_at(columns, -1)
+
+    def prediction_at(self, columns: Columns, row: int) -> LabelPrediction:
+        """After one row."""
+        return label_prediction(columns, row, self._names)
 
     def predictions(self, columns: Columns) -> LabelPredictions:
         """One a row."""
@@ -224,6 +236,12 @@ class _Series:
         self._names = tuple(columns)
         self._width = len(columns)
         self._targets = tuple(targets)
+
+    def plain(self, value: object) -> float | None:
+        """A number that is all of an observation; None where it takes `one`."""
+        if self._width == 1 and isinstance(value, float | int) and not math.isinf(value):
+            return float(value)
+        return None
 
     def one(self, value: object) -> Inputs:
         """A number, a row in the order of the model's columns, or a mapping by column name."""
@@ -288,7 +306,11 @@ class ValueCodec(_Series):
 
     def prediction(self, columns: Columns) -> ValuePrediction:
         """After the last row."""
-        return value_prediction(columns, -1)
+        return self.prediction_at(columns, -1)
+
+    def prediction_at(self, columns: Columns, row: int) -> ValuePrediction:
+        """After one row."""
+        return value_prediction(columns, row)
 
     def predictions(self, columns: Columns) -> ValuePredictions:
         """One a row."""
@@ -308,7 +330,11 @@ class ForecastCodec(_Series):
 
     def prediction(self, columns: Columns) -> ForecastPrediction:
         """After the last row."""
-        return forecast_prediction(columns, -1, self._horizon)
+        return self.prediction_at(columns, -1)
+
+    def prediction_at(self, columns: Columns, row: int) -> ForecastPrediction:
+        """After one row."""
+        return forecast_prediction(columns, row, self._horizon)
 
     def predictions(self, columns: Columns) -> ForecastPredictions:
         """One a row."""
@@ -324,6 +350,9 @@ class NoteCodec:
 
     def __init__(self, notes: range) -> None:
         self._notes = notes
+
+    def plain(self, _frame: object) -> None:
+        """A frame is never one number."""
 
     def one(self, frame: object) -> Inputs:
         """MIDI numbers, or an array [notes] of 0 and 1."""
@@ -372,7 +401,11 @@ class NoteCodec:
 
     def prediction(self, columns: Columns) -> NotePrediction:
         """After the last row."""
-        return note_prediction(columns, -1, self._notes)
+        return self.prediction_at(columns, -1)
+
+    def prediction_at(self, columns: Columns, row: int) -> NotePrediction:
+        """After one row."""
+        return note_prediction(columns, row, self._notes)
 
     def predictions(self, columns: Columns) -> NotePredictions:
         """One a row."""

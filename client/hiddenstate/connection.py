@@ -11,7 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hiddenstate.calls import Call, Kind
+from hiddenstate.calls import Call, Kind, One, Waited
+from hiddenstate.columns import Columns
+from hiddenstate.deadlines import Deadlines
 from hiddenstate.errors import (
     AccessDenied,
     ClientClosed,
@@ -45,6 +47,7 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 _FIRST_BACKOFF = 0.02  # a server that restarts, or another replica, is often there at once
 _LONGEST_BACKOFF = 2.0
+_WOKEN_AT_ONCE = 256
 
 
 class Connection:
@@ -71,7 +74,7 @@ class Connection:
         """Whether the server ever answered."""
         self._timeout = timeout
         self._credentials = credentials
-        self._waiting: dict[Call, asyncio.Future[None]] = {}
+        self._deadlines = Deadlines()
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._making_room = asyncio.Lock()
@@ -93,20 +96,38 @@ class Connection:
             raise _closed_error()
         if call.remaining == 0:
             return
-        future = self._waiting[call] = asyncio.get_running_loop().create_future()
+        await self._waited(call, timeout)
+
+    async def answer(self, one: One, timeout: float | None) -> tuple[Columns, int]:
+        """Until it is answered: the columns, and the row therein. Raises what went wrong; as `wait` otherwise."""
+        await self._waited(one, timeout)
+        if one.columns is None:
+            assert one.error is not None
+            raise fresh(one.error)
+        return one.columns, one.row
+
+    async def _waited(self, call: Call | One, timeout: float | None) -> None:
+        future = call.waiter = asyncio.get_running_loop().create_future()
         self._woken.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._stay_connected(), name="hiddenstate connection")
         seconds = self._timeout if timeout is None else timeout
+        group = None if math.isinf(seconds) else self._deadlines.join(call, seconds)
         try:
-            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-                await future
+            await future
         except TimeoutError:
             raise self._overdue(call, seconds) from None
         finally:
-            if self._waiting.pop(call, None):
+            if group is not None:
+                group.leave(call)
+            if call.waiter is not None:
+                call.waiter = None
                 self.protocol.abandon(call)
                 self._woken.set()
+
+    def has_room(self) -> bool:
+        """Whether `make_room` for one observation would return at once."""
+        return self.protocol.has_room(1) and not self._making_room.locked()
 
     async def make_room(self, count: int, timeout: float | None) -> None:
         """Lets the protocol keep `count` more observations, where the server has stored what sessions sent last.
@@ -163,7 +184,7 @@ class Connection:
         if self._channel:
             await self._channel.close()
 
-    def _overdue(self, call: Call, seconds: float) -> HiddenstateError:
+    def _overdue(self, call: Waited, seconds: float) -> HiddenstateError:
         reason = call.refused or self.trouble
         if reason is not None:
             return fresh(reason)
@@ -172,10 +193,10 @@ class Connection:
             reason="DEADLINE_EXCEEDED",
         )
 
-    def _settle(self, finished: Iterable[Call]) -> None:
-        """Wakes whoever waits for these calls."""
-        for call in finished:
-            future = self._waiting.pop(call, None)
+    def _settle(self, finished: Iterable[Waited]) -> None:
+        """Wakes whoever waits for these."""
+        for wait in finished:
+            future, wait.waiter = wait.waiter, None
             if future is not None and not future.done():
                 future.set_result(None)
 
@@ -226,7 +247,13 @@ class Connection:
 
         while (response := await stream.read()) is not EOF:
             self.reached, self.trouble = True, None
-            self._settle(self.protocol.receive(response, time.monotonic()))
+            finished = self.protocol.receive(response, time.monotonic())
+            for start in range(0, len(finished), _WOKEN_AT_ONCE):
+                if start:
+                    # What the first have to say is on its way while the others still read their answers.
+                    await asyncio.sleep(0)
+                self._settle(finished[start : start + _WOKEN_AT_ONCE])
+                self._woken.set()
             if self.protocol.broken:
                 return self.protocol.broken
             self._woken.set()

@@ -60,12 +60,16 @@ class Vocabulary:
         text = text.lower() if self.lowercase else text
         return [match.group() for match in self._pattern.finditer(text)]
 
+    def known(self, word: str) -> int | None:
+        """Token of a word that the model knows whole."""
+        return self._tokens.get(word.lower() if self.lowercase else word)
+
     def token(self, word: str) -> int:
         """Token of one word; where the model does not know it, that of its spelling class or the unknown token."""
-        word = word.lower() if self.lowercase else word
-        known = self._tokens.get(word)
+        known = self.known(word)
         if known is not None:
             return known
+        word = word.lower() if self.lowercase else word
         names = spelling.classes(word, self.spelling_suffixes)
         return next((self._tokens[name] for name in names if name in self._tokens), self.unknown_token)
 
@@ -78,7 +82,7 @@ class Vocabulary:
         return self.words[token]
 
     def __contains__(self, word: object) -> bool:
-        return isinstance(word, str) and (word.lower() if self.lowercase else word) in self._tokens
+        return isinstance(word, str) and self.known(word) is not None
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

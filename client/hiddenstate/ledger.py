@@ -9,7 +9,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hiddenstate.calls import Asking, Call, Forking, Generating, Kind, Observing, Rewinding, Session, Wish
+from hiddenstate.calls import (
+    Asking,
+    Call,
+    Forking,
+    Gathered,
+    Generating,
+    Kind,
+    Observing,
+    One,
+    Rewinding,
+    Session,
+    Waited,
+    Wish,
+)
 from hiddenstate.columns import Columns
 from hiddenstate.errors import AnswersLost, HiddenstateError, ResourceExhausted
 from hiddenstate.marks import HELD, UNOPENED, Marks
@@ -34,8 +47,8 @@ class Ledger:
         """Live ones, by handle."""
         self.unopened: dict[int, float] = {}
         """Handles, and when to send their opens."""
-        self.outbox: list[Observing | Asking] = []
-        """What was not sent yet, in order."""
+        self._outbox: list[Observing | Asking] = []
+        self._gathering: dict[type, tuple[dict[int, One], list[Any]]] = {}  # by handle, and inputs; by their type
         self.unsent = 0
         """Observations in the outbox."""
         self.unanswered = 0
@@ -50,8 +63,8 @@ class Ledger:
         """Continuations given up, which the server does not know yet."""
         self.targets: dict[int, int] = {}
         """Where the rewinds go that are awaited, by handle."""
-        self.finished: list[Call] = []
-        """Calls that are done, or have a new piece, since they were last taken."""
+        self.finished: list[Waited] = []
+        """What is done, or has a new piece, since this was last taken."""
         self.marks = Marks()
         self.rewinds = Rewinds()
         self.retention = Retention(max_retained, self.marks.span)
@@ -60,6 +73,18 @@ class Ledger:
         self._free: deque[int] = deque()
         self._handles = 0  # handles below were used before
         self._numbers = 0
+
+    @property
+    def outbox(self) -> list[Observing | Asking]:
+        """What was not sent yet, in order."""
+        if self._gathering:
+            gathering, self._gathering = self._gathering, {}
+            self._outbox += [_gathered(list(ones.values()), inputs) for ones, inputs in gathering.values()]
+        return self._outbox
+
+    @outbox.setter
+    def outbox(self, calls: list[Observing | Asking]) -> None:
+        self._outbox = calls
 
     @property
     def busy(self) -> bool:
@@ -93,6 +118,32 @@ class Ledger:
         self.outbox.append(call)
         return call
 
+    def gather(self, handle: int, value: float) -> One:
+        """An observation, a token (int) or a value (float), to be sent with those that come until then."""
+        kind = type(value)
+        ones, inputs = self._gathering.get(kind, (None, None))
+        if ones is None or inputs is None or handle in ones:
+            if ones is not None:
+                self._outbox = self.outbox  # each session stands in a call once
+            ones, inputs = self._gathering[kind] = {}, []
+        one = ones[handle] = One(handle)
+        inputs.append(value)
+        self.unanswered += 1
+        self.unsent += 1
+        return one
+
+    def withdraw(self, one: One) -> None:
+        """Sends it not, if it was not sent."""
+        outbox = self.outbox
+        call = one.call
+        if call is None or call not in outbox:
+            return
+        call.without(one)
+        if not len(call.handles):
+            outbox.remove(call)
+        self.unsent -= 1
+        self.finish(call, 1)
+
     def _take_handle(self) -> int:
         if len(self._free) > _REUSE_AFTER or (self._free and self._handles >= self.max_sessions):
             handle = self._free.popleft()
@@ -120,7 +171,7 @@ class Ledger:
         for group in groups:
             call = self.calls[int(numbers[group][0])]
             taken = rows[group]
-            call.parts.append((positions[group], columns.take(taken)))
+            call.take(positions[group], columns, taken)
             self.finish(call, len(taken))
 
     def answer(self, kind: Kind, handle: int, columns: Columns | None = None, *, position: int | None = None) -> None:
@@ -143,19 +194,24 @@ class Ledger:
     def finish(self, call: Call, rows: int) -> None:
         """`rows` more of the call are done."""
         call.remaining -= rows
+        if isinstance(call, Observing):
+            self.unanswered -= rows
+        if isinstance(call, Gathered):
+            self.finished += call.settled
+            call.settled.clear()
         if call.remaining or not rows:
             return
         if isinstance(call, Observing):
-            self.unanswered -= call.rows
             self.calls.pop(call.number, None)
-        self.finished.append(call)
+        if not isinstance(call, Gathered):
+            self.finished.append(call)
 
     # what went wrong
 
     def refuse(self, handle: int, error: HiddenstateError) -> None:
         """What is unanswered of this session was refused, and will be tried again."""
         for run in self.waiting(handle):
-            self.calls[run.call].refused = error
+            self.calls[run.call].refuse(handle, error)
 
     def lose(self, handle: int, runs: list[Run], last: int) -> None:
         """Steps up to `last` were applied and will never be answered."""
@@ -165,12 +221,13 @@ class Ledger:
                 continue
             call = self.calls[run.call]
             final = run.first + lost - 1
-            call.errors[handle] = AnswersLost(
+            error = AnswersLost(
                 f"the connection broke before the answers to steps {run.first} to {final} came; "
                 "the session has them in its state and can be used on",
                 reason="ANSWERS_LOST",
                 metadata={"first": str(run.first), "last": str(final)},
             )
+            call.fail(handle, error)
             run.first, run.start, run.count = run.first + lost, run.start + lost, run.count - lost
             self.finish(call, lost)
         self.runs.set(handle, runs)
@@ -183,7 +240,7 @@ class Ledger:
             return
         for run in runs:
             call = self.calls[run.call]
-            call.errors[handle] = error
+            call.fail(handle, error)
             self.finish(call, run.count)
         self.runs.set(handle, [])
         self.retention.rewrite(handle)
@@ -249,7 +306,7 @@ class Ledger:
             if not keep.any():
                 self.outbox.remove(call)
             if isinstance(call, Observing):
-                call.errors[handle] = error
+                call.fail(handle, error)
                 rows = int(call.counts[~keep].sum())
                 call.starts, call.counts = call.starts[keep], call.counts[keep]
                 self.unsent -= rows
@@ -268,3 +325,8 @@ class Ledger:
     def waiting(self, handle: int) -> list[Run]:
         """What of this session is unanswered, oldest first."""
         return self.runs.of(handle, int(self.marks.step[handle]))
+
+
+def _gathered(ones: list[One], inputs: list[Any]) -> Gathered:
+    column = np.array(inputs)
+    return Gathered(ones, column.astype(np.int32) if column.dtype.kind == "i" else column[:, None])

@@ -370,13 +370,22 @@ def word_prediction(columns: Columns, row: int, vocabulary: Vocabulary) -> WordP
     probabilities = columns.top_probabilities[row].tolist()
     return WordPrediction(
         top=[(vocabulary.words[token], p) for token, p in zip(tokens, probabilities, strict=True) if token >= 0],
-        surprise=float(columns.surprises[row]),
-        step=int(columns.steps[row]),
+        surprise=columns.surprises.item(row),
+        step=columns.steps.item(row),
     )
 
 
 def value_prediction(columns: Columns, row: int) -> ValuePrediction:
     """Row `row` of `columns` as an object."""
+    if columns.locations.shape[1] == 1:
+        # One by one out of the columns, since this is done for every observation.
+        return ValuePrediction(
+            columns.locations.item(row),
+            columns.scales.item(row),
+            columns.degrees_of_freedom.item(row),
+            columns.surprises.item(row),
+            columns.steps.item(row),
+        )
     return ValuePrediction(
         location=_plain(columns.locations[row]),
         scale=_plain(columns.scales[row]),

@@ -25,10 +25,12 @@ from hiddenstate.calls import (
     Generating,
     Kind,
     Observing,
+    One,
     Piece,
     Rewarming,
     Rewinding,
     Session,
+    Waited,
     Wish,
 )
 from hiddenstate.columns import Columns
@@ -94,6 +96,12 @@ class Protocol:
         count = len(inputs)
         return self._submit(Observing(np.array([session.handle]), np.array([0]), np.array([count]), inputs))
 
+    def observe_one(self, session: Session, value: float) -> One:
+        """Feeds one token (int) or one value (float) to a session, in a frame with those of other sessions."""
+        self._require_live(session)
+        self._require_room(1)
+        return self._ledger.gather(session.handle, value)
+
     def observe_rows(self, handles: Array, inputs: Array) -> tuple[Observing, Array | None]:
         """Feeds row i of `inputs` to the session with handle `handles[i]`; a session may stand in several rows.
 
@@ -154,9 +162,11 @@ class Protocol:
         if session.handle in self._found:
             self._recovery.go_on(session, *self._found.pop(session.handle))
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: Call | One) -> None:
         """Nobody waits for `call` any more: what was not sent will not be, what was is answered to nobody."""
-        if call.kind is Kind.OPEN:
+        if isinstance(call, One):
+            self._ledger.withdraw(call)
+        elif call.kind is Kind.OPEN:
             self._abandon_opening(call)
         elif isinstance(call, Generating) and call.number in self._ledger.generations:
             del self._ledger.generations[call.number]
@@ -167,7 +177,7 @@ class Protocol:
         elif call in self._ledger.outbox:
             self._ledger.outbox.remove(call)
             if isinstance(call, Observing):
-                self._ledger.unanswered -= call.rows
+                self._ledger.unanswered -= call.remaining
                 self._ledger.unsent -= call.remaining
             elif isinstance(call, Forking):
                 for handle, position in zip(call.handles.tolist(), call.positions.tolist(), strict=True):
@@ -252,8 +262,8 @@ class Protocol:
 
     # receiving
 
-    def receive(self, response: pb.StreamResponse, now: float) -> list[Call]:
-        """Takes one frame from the server; returns the calls that it finished, or brought a piece of."""
+    def receive(self, response: pb.StreamResponse, now: float) -> list[Waited]:
+        """Takes one frame from the server; returns what it finished, or brought a piece of."""
         for opened in response.opened:
             self._on_opened(opened)
         for predictions in response.observed:
@@ -280,8 +290,8 @@ class Protocol:
             self._refusals.on_fault(fault, now)
         return self.take_finished()
 
-    def take_finished(self) -> list[Call]:
-        """The calls that finished since this was last asked."""
+    def take_finished(self) -> list[Waited]:
+        """What finished since this was last asked."""
         finished, self._ledger.finished = self._ledger.finished, []
         return finished
 
@@ -311,7 +321,7 @@ class Protocol:
                 session.resume = session.wish.resume
             self._ledger.unopened[handle] = 0.0
 
-    def fail(self, error: HiddenstateError) -> list[Call]:
+    def fail(self, error: HiddenstateError) -> list[Waited]:
         """Fails everything that waits, for instance since the server refuses this client; sessions live on."""
         self._ledger.fail_sent(error)
         outbox, self._ledger.outbox = self._ledger.outbox, []
@@ -321,7 +331,8 @@ class Protocol:
                     self._ledger.fail_row(waiting, handle, position, error)
             else:
                 self._ledger.unsent -= waiting.remaining
-                waiting.errors |= dict.fromkeys(waiting.handles.tolist(), error)
+                for handle in waiting.handles.tolist():
+                    waiting.fail(handle, error)
                 self._ledger.finish(waiting, waiting.remaining)
         for session in list(self._ledger.sessions.values()):
             if not session.opened:
@@ -468,23 +479,26 @@ class Protocol:
     def _submit(self, call: Observing) -> Observing:
         if call.rows == 0:
             raise InvalidInput("there is nothing to observe")
-        if self._ledger.unanswered + call.rows > self.max_unanswered:
+        self._require_room(call.rows)
+        self._ledger.unanswered += call.rows
+        self._ledger.unsent += call.rows
+        self._ledger.outbox.append(call)
+        return call
+
+    def _require_room(self, count: int) -> None:
+        if self._ledger.unanswered + count > self.max_unanswered:
             raise ResourceExhausted(
                 f"{self._ledger.unanswered} observations of this client wait for their answers, and it allows "
-                f"{self.max_unanswered}; await some before sending {call.rows} more, or raise max_unanswered",
+                f"{self.max_unanswered}; await some before sending {count} more, or raise max_unanswered",
                 reason="CLIENT_BACKLOG",
             )
-        if not self.has_room(call.rows):
+        if not self.has_room(count):
             raise ResourceExhausted(
                 f"this client keeps {self._ledger.retention.limit} observations that the server has not stored yet, "
                 "and takes no more: the server's store lags or fails (its log says which); try again later, or "
                 "raise max_retained",
                 reason="CLIENT_RETAINED",
             )
-        self._ledger.unanswered += call.rows
-        self._ledger.unsent += call.rows
-        self._ledger.outbox.append(call)
-        return call
 
     def _require_live(self, session: Session) -> None:
         if session.error:

@@ -159,7 +159,7 @@ class Refusals:
         self._ledger.retention.remove(handle, step, dropped)
         self._marks.next[handle] -= dropped
         call = self._ledger.calls[run.call]
-        call.errors[handle] = error
+        call.fail(handle, error)
         self._ledger.finish(call, dropped)
         if later:
             self._recovery.stall(session, step, now)

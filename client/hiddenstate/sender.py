@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hiddenstate.calls import Asking, Forking, Generating, Kind, Observing, Rewarming, Rewinding
+from hiddenstate.calls import Asking, Forking, Gathered, Generating, Kind, Observing, Rewarming, Rewinding
 from hiddenstate.errors import AnswersLost, RewindLimit
 from hiddenstate.frames import (
     Rows,
@@ -41,7 +41,7 @@ class Sender:
 
     def _next_round(self) -> list[Observing | Asking]:
         """Takes the waiting calls whose sessions are ready, one kind per session, so that order is kept."""
-        outbox, self._ledger.outbox = self._ledger.outbox, []
+        outbox, self._ledger.outbox = [part for call in self._ledger.outbox for part in self._parts(call)], []
         taken: list[Observing | Asking] = []
         for call in outbox:
             handles = call.handles
@@ -56,6 +56,14 @@ class Sender:
         for call in outbox:
             self._marks.phase[call.handles] = 0
         return taken
+
+    def _parts(self, call: Observing | Asking) -> Sequence[Observing | Asking]:
+        """What has come together by chance waits for nobody else's sake."""
+        if isinstance(call, Gathered):
+            ready = self._marks.gate[call.handles] == 0
+            if not ready.all():
+                return call.parts_by(ready)
+        return (call,)
 
     def _ready(self, call: Observing | Asking) -> bool:
         gate = self._marks.gate[call.handles]
@@ -73,10 +81,13 @@ class Sender:
         first = self._marks.next[handles]
         self._marks.next[handles] += counts
         self._ledger.runs.add(call.number, handles, first, call.starts, counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = np.repeat(call.starts, counts) + within
-        numbered = Rows(np.repeat(handles, counts), np.repeat(first, counts) + within, call.inputs[rows])
-        self._ledger.unsent -= len(rows)
+        if isinstance(call, Gathered):
+            numbered = Rows(handles, first, call.inputs[call.starts])
+        else:
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            rows = np.repeat(call.starts, counts) + within
+            numbered = Rows(np.repeat(handles, counts), np.repeat(first, counts) + within, call.inputs[rows])
+        self._ledger.unsent -= len(numbered.steps)
         self._ledger.retention.add(numbered)
         call.inputs = call.inputs[:0]
         return numbered

@@ -103,8 +103,15 @@ class AsyncSession:
         with a ForecastPrediction, a model of labels with a LabelPrediction (see `label`). Raises InvalidInput and
         everything that can happen to a session.
         """
-        codec = await self._ready()
-        return codec.prediction(await self._observe(codec.one(x), timeout))
+        codec = self._codec if self._settled.is_set() else await self._ready()
+        value = codec.plain(x)
+        if value is None:
+            return codec.prediction(await self._observe(codec.one(x), timeout))
+        self._require_usable()
+        if not self._connection.has_room():
+            await self._connection.make_room(1, timeout)
+        one = self._connection.protocol.observe_one(self._state, value)
+        return codec.prediction_at(*await self._connection.answer(one, timeout))
 
     @overload
     async def observe_many(self, xs: str | Sequence[str], *, timeout: float | None = None) -> WordPredictions: ...

@@ -227,15 +227,71 @@ def test_a_session_that_went_back_is_lost() -> None:
     assert isinstance(call.errors[session.handle], SessionLost)
 
 
+def test_what_comes_one_by_one_leaves_together() -> None:
+    wire = Wire()
+    sessions, (word,) = wire.open("a", "b", "c"), wire.open("w", model="words")
+    ones = [wire.protocol.observe_one(session, float(i)) for i, session in enumerate(sessions)]
+    ones += [wire.protocol.observe_one(word, 3), wire.protocol.observe_one(sessions[1], 5.0)]
+    assert wire.protocol.unanswered == 5
+    wire.settle()
+    assert wire.fake.rows == [4, 1]
+    answers = [one.columns.locations[one.row, 0] for one in ones if one.columns and one.columns.locations.size]
+    assert answers == [0, 1, 2, 6]
+    assert set(ones) <= set(wire.finished)
+    assert wire.protocol.unanswered == 0
+
+
+def test_one_that_has_to_wait_holds_up_no_other() -> None:
+    wire = Wire()
+    first, second = wire.open("a", "b")
+    wire.protocol.ask(Kind.PEEK, [first])
+    wire.send()  # the peek holds its session until it is answered
+    held, free = wire.protocol.observe_one(first, 1.0), wire.protocol.observe_one(second, 2.0)
+    wire.send()
+    assert [frame.observe.handles for frame in wire.to_server[1:]] == [second.handle.to_bytes(4, "little")]
+    wire.settle()
+    assert {held, free} <= set(wire.finished)
+    assert wire.fake.sessions["a"].applied == [1]
+
+
+def test_one_fails_by_itself() -> None:
+    wire = Wire()
+    first, second = wire.open("a", "b")
+    failing, fine = wire.protocol.observe_one(first, 1.0), wire.protocol.observe_one(second, 2.0)
+    wire.send()
+    del wire.fake.sessions["a"]
+    wire.fake.ended["a"] = "SESSION_EXPIRED"
+    wire.settle()
+    assert failing.error is not None
+    assert fine.error is None
+    assert fine.columns is not None
+
+
+def test_one_given_up_is_not_sent() -> None:
+    wire = Wire(max_unanswered=2)
+    first, second = wire.open("a", "b")
+    for _ in range(3):
+        wire.protocol.abandon(wire.protocol.observe_one(first, 7.0))
+    kept = wire.protocol.observe_one(second, 1.0)
+    wire.settle()
+    assert wire.fake.sessions["a"].applied == []
+    assert kept in wire.finished
+    wire.protocol.abandon(kept)
+    assert wire.protocol.unanswered == 0
+    assert wire.protocol.idle
+
+
 def test_failing_everything() -> None:
     wire = Wire()
     (session,) = wire.open("a")
     sent = wire.protocol.observe(session, values(1))
     wire.send()
     waiting = wire.protocol.ask(Kind.PEEK, [session])
+    one = wire.protocol.observe_one(session, 2.0)
     opening, _ = wire.protocol.open(Wish("values"), ["b"])
     error = ServerError("no more")
-    assert set(wire.protocol.fail(error)) == {sent, waiting, opening}
+    assert set(wire.protocol.fail(error)) == {sent, waiting, one, opening}
+    assert one.error is error
     assert wire.protocol.unanswered == 0
     wire.cut()
     wire.settle()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.client.fake import Fake, status
 from tests.client.wire import Wire, values
 
-from hiddenstate.calls import Call, Forking, Kind, Observing, Rewinding, Session
+from hiddenstate.calls import Call, Forking, Kind, Observing, One, Rewinding, Session
 from hiddenstate.errors import AnswersLost, ResourceExhausted, RewindLimit, SessionLost
 from hiddenstate.frames import Rows
 from hiddenstate.retention import Retention
@@ -343,6 +343,7 @@ class Story:
         self.wire = Wire(fake, max_frame_rows=5)
         self.all = [Expected(session) for session in self.wire.open(*"abc")]
         self.observed: list[tuple[Observing, list[tuple[Expected, int, float]]]] = []
+        self.ones: list[tuple[One, Expected, int, float]] = []
         self.asked: list[tuple[Call, Expected, float]] = []
         self.impossible: list[Rewinding] = []
         self.copies: list[tuple[Forking, list[Expected]]] = []
@@ -364,6 +365,16 @@ class Story:
             row.applied.append(number)
             answers.append((row, len(row.applied), sum(row.applied)))
         self.observed.append((call, answers if order is None else [answers[i] for i in order]))
+
+    def observe_one_by_one(self, which: list[int]) -> None:
+        for row in map(self.pick, which):
+            number = float(next(self.numbers))
+            one = self.wire.protocol.observe_one(row.session, number)
+            row.applied.append(number)
+            self.ones.append((one, row, len(row.applied), sum(row.applied)))
+
+    def give_up(self, which: int) -> None:
+        self.wire.protocol.abandon(self.wire.protocol.observe_one(self.pick(which).session, -1.0))
 
     def rewind(self, which: int, count: int) -> None:
         row = self.pick(which)
@@ -408,6 +419,13 @@ class Story:
                     continue
                 assert error is None or step > int(error.metadata["last"]), error
                 assert (columns.steps[i], columns.locations[i, 0]) == (step, total)
+        for one, _, step, total in self.ones:
+            assert one in wire.finished
+            if answers_may_be_lost and isinstance(one.error, AnswersLost) and step <= int(one.error.metadata["last"]):
+                continue
+            assert one.error is None, one.error
+            assert one.columns is not None
+            assert (one.columns.steps[one.row], one.columns.locations[one.row, 0]) == (step, total)
         for asked, _, total in self.asked:
             assert asked in wire.finished
             asked.raise_any()
@@ -422,6 +440,8 @@ NETWORK = [st.tuples(st.just(name)) for name in ("send", "serve", "receive", "cu
 OBSERVING = [
     st.tuples(st.just("observe"), st.lists(NUMBER, min_size=1, max_size=8)),
     st.tuples(st.just("observe"), NUMBER.flatmap(lambda i: st.lists(st.just(i), min_size=1, max_size=6))),
+    st.tuples(st.just("observe_one_by_one"), st.lists(NUMBER, min_size=1, max_size=8)),
+    st.tuples(st.just("give_up"), NUMBER),
     st.tuples(st.just("peek"), NUMBER),
 ]
 REFUSING = st.tuples(st.just("refuse"), st.integers(0, 3), st.integers(0, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tests.client.fake import Fake, Held
 
-from hiddenstate.calls import Call, Session, Wish
+from hiddenstate.calls import Session, Waited, Wish
 from hiddenstate.protocol import Protocol
 from hiddenstate_proto import hiddenstate_pb2 as pb
 
@@ -19,7 +19,7 @@ class Wire:
         self.handles: dict[int, Held] = {}
         self.to_server: list[pb.StreamRequest] = []
         self.to_client: list[pb.StreamResponse] = []
-        self.finished: list[Call] = []
+        self.finished: list[Waited] = []
         self.now = 0.0
 
     def send(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tests.server.doubles import WORDS, Clock, MixingWords
 
-from hiddenstate.calls import Call, Kind, Session, Wish
+from hiddenstate.calls import Call, Kind, Session, Waited, Wish
 from hiddenstate.errors import AnswersLost
 from hiddenstate.protocol import Protocol
 from hiddenstate_proto import hiddenstate_pb2 as pb
@@ -101,14 +101,14 @@ class Client:
         if self.stream is not None and self.stream.unsent:
             self.to_client.append(self.server.take(self.stream))
 
-    def receive(self) -> list[Call]:
+    def receive(self) -> list[Waited]:
         if not self.to_client:
             return []
         finished = self.protocol.receive(self.to_client.pop(0), self.server.clock.now)
         assert self.protocol.broken is None
         return finished
 
-    def lose(self, *, answers_too: bool) -> Iterator[Call]:
+    def lose(self, *, answers_too: bool) -> Iterator[Waited]:
         """The connection is gone, and what was on its way to the server; perhaps what was on its way back."""
         self.stream = None
         self.to_server.clear()
@@ -187,10 +187,10 @@ class World:
             life.call = life.client.protocol.ask(Kind.PEEK, [life.session])
         self.quiesce()
 
-    def finished(self, calls: Iterator[Call] | list[Call]) -> None:
+    def finished(self, calls: Iterator[Waited] | list[Waited]) -> None:
         for call in calls:
             for life in self.lives:
-                if life.call is call:
+                if isinstance(call, Call) and life.call is call:
                     life.settle(call)
 
     def some_client(self) -> Client:
