@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto bench bench-peers bench-training torture interleavings prometheus redis clean
+.PHONY: help setup demo test check proto bench bench-full bench-peers bench-training torture interleavings prometheus redis clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,9 @@ proto: $(INSTALLED) ## Generate the Python code of the wire contract
 
 bench: $(INSTALLED) ## Measure the server beside an echo server and the bare engine (ARGS="--seconds 10")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-full: $(INSTALLED) ## Run all benchmarks, one after the other: an hour and a half on a quiet machine (ARGS="--skip soak")
+	@$(BIN)/python -m bench.full $(ARGS)
 
 bench-peers: $(INSTALLED) ## Measure the server beside others, each installed by its bench/peers/NAME/install.sh (ARGS="--peer triton")
 	@$(BIN)/python -m bench.peers $(ARGS)

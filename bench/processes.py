@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -55,6 +56,20 @@ def started(command: Sequence[str | Path], ports: Sequence[int], log: Path) -> I
             end(process)
 
 
+@contextlib.contextmanager
+def served(
+    folder: Path, *flags: object, metrics_port: int = 0, program: Sequence[str | Path] = ()
+) -> Iterator[Started]:
+    """hiddenstate-server, or a `program` that takes its flags, with its store and its log in `folder`."""
+    port = free_port()
+    command = [*(program or [Path(sys.executable).with_name("hiddenstate-server")]), "--port", str(port)]
+    command += ["--metrics-port", str(metrics_port), "--log-level", "warning"]
+    command += ["--state-folder", str(folder / "state"), *map(str, flags)]
+    ports = [port, metrics_port] if metrics_port else [port]
+    with started(command, ports, folder / "server.log") as server:
+        yield server
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     """Asks the leader of a session to end, and kills what it leaves behind."""
     process.terminate()
@@ -80,6 +95,28 @@ def python(module: str, *arguments: object) -> Any:
     if done.returncode:
         raise BenchError(f"{module} failed:\n{done.stderr}")
     return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def lines(module: str, *arguments: object) -> Iterator[Iterator[Any]]:
+    """What `python -m module arguments` prints, each line read as JSON as it comes; BenchError when it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+
+        def read() -> Iterator[Any]:
+            assert process.stdout is not None
+            yield from map(json.loads, process.stdout)
+            if process.wait():
+                errors.seek(0)
+                raise BenchError(f"{module} failed:\n{errors.read()}")
+
+        try:
+            yield read()
+        finally:
+            process.kill()
 
 
 def measured(load: Load, generator: str = "bench.load") -> Measured:

@@ -7,18 +7,19 @@ added to the model folder, loaded by call, and taken away again.
 import asyncio
 import json
 import shutil
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 import uvloop
-from rich.console import Console
-from rich.markdown import Markdown
 
-from bench.pace import Answer, Span, comparison, observe
-from bench.processes import free_port, started
+from bench.pace import INTERVAL_SECONDS, Answer, Span, comparison, observe
+from bench.page import progress, publish, run
+from bench.processes import served
 from hiddenstate import AsyncClient
 from hiddenstate_models.bundle import CONFIG_FILE, shipped_bundles
 
@@ -35,7 +36,7 @@ def add_version(models: Path, number: int) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(config | {"version": number}))
 
 
-async def measured(port: int, models: Path) -> tuple[list[Answer], list[Span]]:
+async def measured(port: int, models: Path, advance: Callable[[str], None]) -> tuple[list[Answer], list[Span]]:
     """All answers, and when versions were being loaded."""
     answers: list[Answer] = []
     loads = []
@@ -44,6 +45,7 @@ async def measured(port: int, models: Path) -> tuple[list[Answer], list[Span]]:
         await asyncio.sleep(QUIET_SECONDS)
         answers.clear()
         for number in range(2, 2 + VERSIONS):
+            advance(f"version {number - 1} of {VERSIONS}")
             await asyncio.sleep(QUIET_SECONDS)
             await asyncio.to_thread(add_version, models, number)
             began = time.monotonic()
@@ -57,21 +59,32 @@ async def measured(port: int, models: Path) -> tuple[list[Answer], list[Span]]:
     return answers, loads
 
 
-def main() -> None:
-    """Measures and prints a table."""
+def page(answers: list[Answer], loads: list[Span]) -> str:
+    """The whole page."""
+    took = np.median([load.seconds for load in loads])
+    return f"""# Loading versions under load
+
+{SESSIONS} sessions of next-value observe up to {1 / INTERVAL_SECONDS:g} times a second each, while {len(loads)}
+versions of {NEW} are loaded and taken away again, {took:.2f} s each (median).
+
+{comparison(answers, loads, "nothing is loaded", "a version is loaded")}
+"""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for reload.md.")] = Path("bench/results"),
+) -> None:
+    """Measures what steady sessions notice of versions that are loaded."""
     with tempfile.TemporaryDirectory() as scratch:
         models = Path(scratch) / "models"
         shutil.copytree(shipped_bundles(), models)
-        port = free_port()
-        program = Path(sys.executable).with_name("hiddenstate-server")
-        flags = ["--port", str(port), "--metrics-port", "0", "--models", str(models), "--reload-interval", "0s"]
-        flags += ["--store", f"sqlite:///{scratch}/sessions.db"]
-        with started([program, *flags], [port], Path(scratch) / "server.log"):
-            answers, loads = uvloop.run(measured(port, models))
-    Console().print(Markdown(comparison(answers, loads, "nothing is loaded", "a version is loaded")))
-    took = np.array([load.seconds for load in loads])
-    Console().print(f"{len(loads)} loaded, {np.median(took):.2f} s each (median)")
+        with (
+            served(Path(scratch), "--models", models, "--reload-interval", "0s") as server,
+            progress(VERSIONS) as advance,
+        ):
+            answers, loads = uvloop.run(measured(server.port, models, advance))
+    publish("reload", page(answers, loads), out)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

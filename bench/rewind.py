@@ -6,12 +6,13 @@ included. Kept states and a replay stand beside the ring of all states that woul
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.markdown import Markdown
+import typer
 
+from bench.page import progress, publish, run
 from bench.report import table
 from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server import logs
@@ -129,16 +130,32 @@ def measured(model: LoadedModel, way: Callable[[Typist], None]) -> Cost:
     return Cost(*np.mean(costs, axis=0))
 
 
-def main() -> None:
-    """Measures every way with every shipped model."""
+def page(costs: list[list[str]]) -> str:
+    """The whole page."""
+    return f"""# Taking observations back
+
+Sessions of the shipped models, stepped without transport; CPU of a rewind with its replay, the mean of {SESSIONS}
+sessions.
+
+{table(["model", "taken back", "CPU ms", "steps replayed"], costs)}
+"""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for rewind.md.")] = Path("bench/results"),
+) -> None:
+    """Measures every way of going back with every shipped model."""
     logs.configure("console", "warning")
     rows = []
-    for model in load_models(load(["--max-batch", "16"])):
-        for name, way in WAYS.items():
-            cost = measured(model, way)
-            rows.append([model.info.name, name, f"{cost.milliseconds:.2f}", f"{cost.steps:.1f}"])
-    Console().print(Markdown(table(["model", "taken back", "CPU ms", "steps replayed"], rows)))
+    models = load_models(load(["--max-batch", "16"]))
+    with progress(len(models) * len(WAYS)) as advance:
+        for model in models:
+            for name, way in WAYS.items():
+                advance(f"{model.info.name}: {name}")
+                cost = measured(model, way)
+                rows.append([model.info.name, name, f"{cost.milliseconds:.2f}", f"{cost.steps:.1f}"])
+    publish("rewind", page(rows), out)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

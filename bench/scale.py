@@ -6,55 +6,36 @@ predict what a lone run predicts. Then the server is killed, started again on th
 
 import asyncio
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import grpc
 import numpy as np
 import psutil
 import typer
 import uvloop
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bench.grpc_stream import GrpcStream
-from bench.load import SERVICE
-from bench.processes import BenchError, Started, free_port, started
+from bench.holder import FRAME, MODEL, PER_STREAM, Floats, Holder, Rows, values
+from bench.processes import BenchError, Started, served
 from bench.report import table
 from bench.usage import Usage
-from hiddenstate_proto import hiddenstate_pb2 as pb
 from hiddenstate_server.runtimes import ValueOutputs
 from hiddenstate_server.settings import load
 from hiddenstate_server.versions.repository import LoadedModel, load_models
 
-MODEL = "next-value"
 STEPS = 3
-PAUSE_SECONDS = 0.05
 SETTLING_SECONDS = 12.0
 """Until the server has given back what a crowd on its way to the store took."""
-LEASE_SECONDS = 86_400
-FRAME = 16_384
-PER_STREAM = 4 * FRAME
 SINGLES, FRAMES, FRAME_OF_CHOSEN = 2_000, 16, 1_024
 TOLERANCE = 1e-5
 """Of a prediction's location and scale, relative to the larger of value and scale."""
-
-Rows = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-
-def values(sessions: Rows, step: int) -> Floats:
-    """What each session observes at a step, counted from 1: a level and a wave of its own."""
-    waves: Floats = np.sin(0.37 * (sessions % 1009) + step)
-    return 20.0 + sessions % 97 + 5.0 * waves
 
 
 def expected(model: LoadedModel, sessions: Rows, steps: Rows) -> Floats:
@@ -70,93 +51,6 @@ def expected(model: LoadedModel, sessions: Rows, steps: Rows) -> Floats:
     return found
 
 
-class Holder:
-    """A stream with sessions open on it under handles from 0 on."""
-
-    def __init__(self) -> None:
-        self.ids: dict[int, str] = {}
-        """By handle."""
-        self._refused: list[int] = []
-        self._done = asyncio.Event()
-        self._left = 0
-        self._answers: list[pb.Predictions] = []
-        self._durable = np.empty(0, np.int64)
-
-    async def connect(self, port: int) -> None:
-        """Opens the stream."""
-        loop = asyncio.get_running_loop()
-        _, self._stream = await loop.create_connection(
-            lambda: GrpcStream(f"/{SERVICE}/Stream", self._received), "localhost", port
-        )
-
-    async def open(self, count: int) -> None:
-        """Opens so many new sessions, again and again where the store does not keep up."""
-        for first in range(0, count, FRAME):
-            handles = np.arange(first, min(first + FRAME, count), dtype="<u4")
-            while len(handles):
-                frame = pb.Open(handles=handles.tobytes(), model=MODEL, mode=pb.OPEN_MODE_CREATE)
-                frame.idle_timeout.seconds = LEASE_SECONDS
-                await self._asked(pb.StreamRequest(open=frame), len(handles))
-                handles, self._refused = np.array(self._refused, "<u4"), []
-                await asyncio.sleep(PAUSE_SECONDS if len(handles) else 0)
-
-    async def resume(self, ids: list[str]) -> None:
-        """Takes sessions over, under the handles from 0 on."""
-        frame = pb.Open(handles=np.arange(len(ids), dtype="<u4").tobytes(), session_ids=ids, mode=pb.OPEN_MODE_RESUME)
-        await self._asked(pb.StreamRequest(open=frame), len(ids))
-
-    async def observe(self, handles: Rows, observed: Floats) -> Floats:
-        """Feeds one value to each session; location and scale [n, 2]."""
-        self._answers = []
-        frame = pb.Observe(handles=handles.astype("<u4").tobytes(), values=observed.astype("<f8").tobytes())
-        await self._asked(pb.StreamRequest(observe=frame), len(handles))
-        answered = np.concatenate([np.frombuffer(part.handles, "<u4") for part in self._answers])
-        columns = [
-            np.concatenate([np.frombuffer(part.locations, "<f8") for part in self._answers]),
-            np.concatenate([np.frombuffer(part.scales, "<f8") for part in self._answers]),
-        ]
-        return np.stack(columns, axis=1)[np.argsort(answered)][np.argsort(np.argsort(handles))]
-
-    async def durable(self) -> Rows:
-        """Up to which step each of its sessions is in the store, by handle."""
-        await self._asked(pb.StreamRequest(heartbeat=pb.Heartbeat()), 1)
-        return self._durable
-
-    def close(self) -> None:
-        """Ends the stream; its sessions live on."""
-        self._stream.close()
-
-    async def _asked(self, request: pb.StreamRequest, answers: int) -> None:
-        self._left = answers
-        self._done.clear()
-        self._stream.send(request.SerializeToString())
-        either: list[asyncio.Future[Any]] = [asyncio.create_task(self._done.wait()), self._stream.ended]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if self._stream.ended.done():
-            self._stream.ended.result()
-
-    def _received(self, message: bytes) -> None:
-        response = pb.StreamResponse.FromString(message)
-        for fault in response.faults:
-            if fault.status.code != grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]:
-                raise RuntimeError(f"the server refused: {fault.status.message}")
-            self._refused.append(fault.handle)
-            self._left -= 1
-        for opened in response.opened:
-            self.ids.update(zip(np.frombuffer(opened.handles, "<u4").tolist(), opened.session_ids, strict=True))
-            self._left -= len(opened.session_ids)
-        for part in response.observed:
-            self._answers.append(part)
-            self._left -= len(part.handles) // 4
-        if response.HasField("leases"):
-            self._durable = np.empty(len(self.ids), np.int64)
-            renewed = np.frombuffer(response.leases.handles, "<u4")
-            self._durable[renewed] = np.frombuffer(response.leases.durable_steps, "<u8")
-            self._left -= 1
-        if self._left <= 0:
-            self._done.set()
-
-
 @dataclass(frozen=True)
 class Scale:
     """How many sessions, and how many of them in the arena."""
@@ -168,17 +62,13 @@ class Scale:
     @contextmanager
     def server(self) -> Iterator[Started]:
         """A server on the store in `folder`."""
-        port = free_port()
-        program = Path(sys.executable).with_name("hiddenstate-server")
-        flags = ["--port", str(port), "--metrics-port", "0", "--log-level", "warning"]
-        flags += ["--store", f"sqlite:///{self.folder / 'sessions.db'}", "--max-sessions", str(self.arena)]
-        with started([program, *flags], [port], self.folder / "server.log") as server:
+        with served(self.folder, "--max-sessions", self.arena) as server:
             yield server
 
     @property
     def on_disk(self) -> int:
         """Bytes of the store."""
-        return sum(file.stat().st_size for file in self.folder.glob("sessions.db*"))
+        return sum(file.stat().st_size for file in (self.folder / "state").glob("sessions.db*"))
 
 
 class Run:
@@ -206,7 +96,7 @@ class Run:
             await self._all_durable()
             psutil.Process(server.pid).kill()
             for holder in self._holders:
-                holder.close()
+                holder.leave()
         begun = time.perf_counter()
         with self._scale.server() as server:
             self._note("start on this store, after SIGKILL, s", f"{time.perf_counter() - begun:.2f}")
@@ -283,7 +173,7 @@ class Run:
         self._steps[chosen] += 1
         answers = await holder.observe(np.arange(len(chosen)), values_at(chosen, self._steps[chosen]))
         self._compare(chosen, answers)
-        holder.close()
+        holder.leave()
 
     def _chosen(self, count: int) -> Rows:
         return self._random.choice(self._scale.sessions, min(count, self._scale.sessions), replace=False)

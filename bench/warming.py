@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import uvloop
-from rich.console import Console
-from rich.markdown import Markdown
 
 from bench.engine import random_inputs
 from bench.pace import Answer, Span, comparison, observe
+from bench.page import show
 from bench.processes import free_port, started
 from bench.report import table
 from hiddenstate import AsyncClient, Client
@@ -87,7 +86,7 @@ def main(flags: list[str]) -> None:
             step, run = costs(model, length)
             rows.append([model.info.name, str(length), f"{step:.0f}", f"{run:.1f}", f"{step / run:.1f}"])
     header = ["model", "observations", "CPU us each, step by step", "in a run", "times as fast"]
-    Console().print(Markdown(table(header, rows)))
+    show(table(header, rows) + "\n")
     with tempfile.TemporaryDirectory() as scratch:
         port = free_port()
         program = Path(sys.executable).with_name("hiddenstate-server")
@@ -95,9 +94,9 @@ def main(flags: list[str]) -> None:
         with started([program, *places, *flags], [port], Path(scratch) / "server.log"):
             answers, warm_ups = uvloop.run(measured(port))
     words = f"{WARM_UP_WORDS:,} words"
-    Console().print(Markdown(comparison(answers, warm_ups, "nobody else is there", f"another session is fed {words}")))
+    show(comparison(answers, warm_ups, "nobody else is there", f"another session is fed {words}"))
     rate = WARM_UP_WORDS / np.median([span.seconds for span in warm_ups])
-    Console().print(f"{len(warm_ups)} times {words}, {rate:,.0f} words a second (median)")
+    show(f"\n{len(warm_ups)} times {words}, {rate:,.0f} words a second (median).")
 
 
 if __name__ == "__main__":

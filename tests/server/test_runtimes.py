@@ -1,6 +1,8 @@
 """ONNX Runtime and torch agree, and a row does not depend on its batch."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +73,20 @@ def test_cuda_agrees_with_onnx(loaded: list[LoadedModel], bundles: Path) -> None
             for ours, theirs in zip(run(torch, inputs), run(model.runtime, inputs), strict=True):
                 for left, right in zip(ours, theirs, strict=True):
                     np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_driver_torch_is_not_even_asked(bundles: Path) -> None:
+    script = (
+        "import ctypes, sys; from pathlib import Path\n"
+        "def no_driver(name): raise OSError\n"
+        "ctypes.CDLL = no_driver\n"
+        "from hiddenstate_server.settings import Settings\n"
+        "from hiddenstate_server.versions.repository import load_models\n"
+        f"models = load_models(Settings(models=Path({str(bundles)!r}), max_batch=8))\n"
+        "print({model.runtime.description.split()[0] for model in models}, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'onnxruntime'} False"
 
 
 def test_torch_can_be_asked_for(bundles: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -97,11 +99,13 @@ def _runtime(bundle: Bundle, settings: Settings) -> Runtime:
 
 def _torch_runtime(bundle: Bundle, settings: Settings) -> Runtime | None:
     """The torch runtime if asked for, or, for `auto`, if torch is there and sees a CUDA device."""
+    if settings.runtime == "auto" and not _cuda_driver():
+        return None
     if importlib.util.find_spec("torch") is None:
         if settings.runtime == "torch":
             raise StartError("--runtime torch needs PyTorch; install hiddenstate[train] or use --runtime onnx")
         return None
-    # Imported here because it takes seconds and the CPU image has none.
+    # Imported here because it takes a second or more and the CPU image has none.
     from hiddenstate_server.runtimes.torch import TorchRuntime, cuda_available
 
     cuda = cuda_available()
@@ -110,6 +114,15 @@ def _torch_runtime(bundle: Bundle, settings: Settings) -> Runtime | None:
     if settings.precision == "int8":
         raise StartError("--precision int8 is for --runtime onnx; choose one of the two")
     return TorchRuntime(bundle, top_k=settings.top_k, device="cuda" if cuda else "cpu")
+
+
+def _cuda_driver() -> bool:
+    """Whether the driver of CUDA devices is there; to ask torch itself takes longer than all the rest of a start."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
