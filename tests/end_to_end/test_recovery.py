@@ -53,7 +53,8 @@ class Server:
         self._keeping = self._loop.create_task(self._keeper.run())
 
     def receive(self, stream: Stream, frame: pb.StreamRequest) -> None:
-        self._loop.run_until_complete(asyncio.wait_for(self._keeper.receive(stream, frame), 30))
+        if not self.host.receive_single(stream, frame.SerializeToString()):
+            self._loop.run_until_complete(asyncio.wait_for(self._keeper.receive(stream, frame), 30))
 
     def take(self, stream: Stream) -> pb.StreamResponse:
         reply, parts, rows = stream.take()

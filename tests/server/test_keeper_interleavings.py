@@ -60,7 +60,8 @@ class Node:
         self._running = loop.create_task(self.keeper.run())
 
     def receive(self, stream: Stream, request: pb.StreamRequest) -> None:
-        self._loop.run_until_complete(asyncio.wait_for(self.keeper.receive(stream, request), 30))
+        if not self.host.receive_single(stream, request.SerializeToString()):
+            self._loop.run_until_complete(asyncio.wait_for(self.keeper.receive(stream, request), 30))
 
     def saved(self) -> None:
         self._loop.run_until_complete(self.keeper.saved(30))

@@ -25,7 +25,7 @@ from hiddenstate_server.stepping.directory import key_of
 from hiddenstate_server.stepping.model import ServedModel
 from hiddenstate_server.versions.reloading import Reloader
 
-StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, bytes]
+StreamContext = grpc.aio.ServicerContext[bytes, bytes]
 _HAND_OVER_SECONDS = 5.0
 _TASKS: dict[Task, pb.Task.ValueType] = {
     "next-word": pb.TASK_NEXT_WORD,
@@ -77,10 +77,12 @@ class HiddenStateService(SessionCalls):
 
     async def _read(self, stream: streams.Stream, context: StreamContext) -> None:
         try:
-            while not isinstance(request := await context.read(), type(grpc.aio.EOF)):
-                await self._receive(stream, request)
+            while not isinstance(data := await context.read(), type(grpc.aio.EOF)):
+                if not self._host.receive_single(stream, data):
+                    await self._receive(stream, pb.StreamRequest.FromString(data))
                 self._wake_engine()
-                await stream.readable()
+                if stream.crowded:
+                    await stream.readable()
         finally:
             stream.read_all = True
             stream.wake()
@@ -171,11 +173,9 @@ class HiddenStateService(SessionCalls):
 
 
 def register(service: HiddenStateService, server: grpc.aio.Server) -> None:
-    """Has the server serve this; replies on streams are encoded already."""
+    """Has the server serve this; on streams there are bytes both ways."""
     pb_grpc.add_HiddenStateServiceServicer_to_server(service, server)
-    stream: grpc.RpcMethodHandler[pb.StreamRequest, bytes] = grpc.stream_stream_rpc_method_handler(
-        service.Stream, request_deserializer=pb.StreamRequest.FromString, response_serializer=None
-    )
+    stream: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(service.Stream)
     server.add_registered_method_handlers(_SERVICE.full_name, {"Stream": stream})
 
 

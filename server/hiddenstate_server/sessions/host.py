@@ -30,6 +30,7 @@ from hiddenstate_server.stepping import frames
 from hiddenstate_server.stepping.directory import Directory, Ended, Place, id_of, tenant_of
 from hiddenstate_server.stepping.model import Backlogs, ModelInfo, ServedModel
 from hiddenstate_server.stepping.scheduler import CLOSE, EXPORT, FORK, GENERATE, REWARM, WORDS, Batch
+from hiddenstate_server.stepping.singles import SingleFrame
 from hiddenstate_server.stepping.streams import AWAY, RESERVED, Stream
 from hiddenstate_server.stepping.watching import Watching
 
@@ -228,24 +229,19 @@ class Host:
         except errors.ServerError as error:
             self._refuse(stream, error)
 
-    def _observe(self, stream: Stream, observe: pb.Observe) -> None:
-        if not self._observe_one(stream, observe):
-            self._observe_rows(stream, observe)
-
-    def _observe_one(self, stream: Stream, observe: pb.Observe) -> bool:
-        """Queues a frame of one row without any arrays, unless something about it needs a closer look."""
-        handle = frames.handle_of(observe.handles)
-        row = -1 if handle is None else stream.row_of(handle)
-        if row < 0:
+    def receive_single(self, stream: Stream, data: bytes) -> bool:
+        """Queues the observation of a frame of one row, without any arrays; False where only `receive` will do."""
+        frame = SingleFrame.read(data)
+        row = -1 if frame is None else stream.row_of(frame.handle)
+        if frame is None or row < 0:
             return False
         model = self._model_of(row)
-        data = observe.values if model.info.text is None else observe.tokens
-        if not model.observe_one(stream, row - model.base, observe.steps, data, self.clock()):
+        if not model.observe_one(stream, row - model.base, frame, self.clock()):
             return False
         self.metrics.frame(1)
         return True
 
-    def _observe_rows(self, stream: Stream, observe: pb.Observe) -> None:
+    def _observe(self, stream: Stream, observe: pb.Observe) -> None:
         handles = frames.handles_of(observe.handles, self.limits.max_frame_rows)
         count = len(handles)
         self.metrics.frame(count)

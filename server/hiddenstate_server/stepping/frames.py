@@ -24,11 +24,6 @@ def handles_of(data: bytes, limit: int) -> NDArray[np.uint32]:
     return np.frombuffer(data, _U4)
 
 
-def handle_of(data: bytes) -> int | None:
-    """The handle of a column that holds just one."""
-    return int.from_bytes(data, "little") if len(data) == 4 else None
-
-
 def steps_of(data: bytes, count: int) -> NDArray[np.int64] | None:
     """The step column as int64 [count] (huge steps turn negative), None if left out; else FrameInvalid."""
     if not data:

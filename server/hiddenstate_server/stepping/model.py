@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -44,7 +45,7 @@ from hiddenstate_server.stepping.scheduler import (
     Scheduler,
     runs_of,
 )
-from hiddenstate_server.stepping.singles import SingleReplies
+from hiddenstate_server.stepping.singles import SingleFrame, SingleReplies
 from hiddenstate_server.stepping.streams import RUN_ANSWER_ROWS, Part, Single, Stream
 from hiddenstate_server.stepping.twins import Followers, Twin
 from hiddenstate_server.stepping.watching import Seen, Watcher, Watching
@@ -157,17 +158,25 @@ class ModelInfo:
             invalid = large[:, 0] if large.shape[1] == 1 else np.logical_or.reduce(large, axis=1)
         return invalid
 
-    def input_of(self, data: bytes) -> int | tuple[float, ...] | None:
-        """The input of one row, packed as on the wire; None unless the model can take it."""
+    @cached_property
+    def _values(self) -> struct.Struct:
+        return struct.Struct(f"<{self.width}d")
+
+    def input_of(self, data: bytes, is_token: bool) -> int | tuple[float, ...] | None:
+        """The input of one row, a token or values, packed as on the wire; None unless the model can take it."""
         if self.text is not None:
             token = int.from_bytes(data, "little", signed=True)
-            return token if len(data) == 4 and 0 <= token < len(self.text.vocabulary) else None
-        if len(data) != 8 * self.width:
+            return token if is_token and len(data) == 4 and 0 <= token < len(self.text.vocabulary) else None
+        packed = self._values
+        if is_token or len(data) != packed.size:
             return None
-        values = struct.unpack(f"<{self.width}d", data)
+        values = packed.unpack(data)
         if self.notes is not None:
             return values if _SILENT_OR_SOUNDING.issuperset(values) else None
-        return None if any(abs(value) > LARGEST_VALUE for value in values) else values
+        for value in values:
+            if abs(value) > LARGEST_VALUE:
+                return None
+        return values
 
     def refusal(self, value: Any) -> errors.InputInvalid:
         """Why an input is invalid."""
@@ -285,14 +294,14 @@ class ServedModel:
 
     # frames in
 
-    def observe_one(self, stream: Stream, row: int, steps: bytes, data: bytes, now: float) -> bool:
-        """Queues a frame's only row, input and step as on the wire; False if it needs a closer look."""
+    def observe_one(self, stream: Stream, row: int, frame: SingleFrame, now: float) -> bool:
+        """Queues a frame's only row; False if it needs a closer look."""
         table, scheduler, limits = self.table, self.scheduler, self.backlogs
         step = table.accepted.item(row) + 1
-        value = self.info.input_of(data)
+        value, steps = self.info.input_of(frame.input, frame.is_token), frame.steps
         if (
             value is None
-            or (steps and (len(steps) != 8 or int.from_bytes(steps, "little") != step))
+            or (steps and int.from_bytes(steps, "little") != step)
             or table.closing.item(row)
             or scheduler.pending.item(row) >= limits.session
             or stream.backlog >= limits.stream
@@ -732,9 +741,9 @@ class ServedModel:
         columns = [self.table.handle[places], steps, *outputs]
         if self._stored != "not":
             columns.append(self._durable_steps(places, steps))
-        replies = self._singles.encode(columns)
-        for number, reply, at in zip(numbers, replies, received.tolist(), strict=True):
-            self._streams[number].answer_single(Single(reply, self._singles, at, self.metrics.observed))
+        encoder, streams, observed = self._singles, self._streams, self.metrics.observed
+        for number, reply, at in zip(numbers, encoder.encode(columns), received.tolist(), strict=True):
+            streams[number].answer_single(Single(reply, encoder, at, observed))
         return True
 
     # sessions

@@ -1,14 +1,14 @@
-"""Answers of one row: all of a batch are encoded at once, each as a whole reply.
+"""Frames and answers of one row, read and written without protobuf: there is one for each observation.
 
 Every field of such a reply has a fixed width, so a batch of them is one array of records whose tags and
-lengths never change, and encoding is one assignment a column.
+lengths never change, and encoding is one assignment a column. Frames are told by their tags and lengths too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,34 @@ from hiddenstate_proto import hiddenstate_pb2 as pb
 _OBSERVED = pb.StreamResponse.DESCRIPTOR.fields_by_name["observed"].number
 _FIELDS = pb.Predictions.DESCRIPTOR.fields_by_name
 _LENGTH_DELIMITED = 2
+
+
+class SingleFrame(NamedTuple):
+    """`StreamRequest(observe=Observe of one row)`."""
+
+    handle: int
+    steps: bytes
+    """Its step as on the wire, or empty."""
+    is_token: bool
+    """Whether the input is a token, not values."""
+    input: bytes
+    """As on the wire."""
+
+    @staticmethod
+    def read(data: bytes) -> SingleFrame | None:
+        """The frame, if it is one, short, and encoded as protobuf does by itself; None leaves it to protobuf."""
+        size = len(data)
+        if not _LEAST <= size <= _MOST or data[0] != _OBSERVE or data[1] != size - 2 or data[2:4] != _HANDLES:
+            return None
+        handle, steps, at = int.from_bytes(data[4:8], "little"), b"", 8
+        if data[8:10] == _STEPS:
+            steps, at = data[10:18], 18
+        if size < at + 2 or data[at + 1] != size - at - 2:
+            return None
+        field = data[at]
+        if field != _TOKENS and field != _VALUES:
+            return None
+        return SingleFrame(handle, steps, field == _TOKENS, data[at + 2 :])
 
 
 class SingleReplies:
@@ -65,3 +93,11 @@ def _header(number: int, size: int) -> bytes:
         size >>= 7
     header.append(size)
     return bytes(header)
+
+
+_OBSERVE = _header(pb.StreamRequest.DESCRIPTOR.fields_by_name["observe"].number, 0)[0]
+_INPUT = pb.Observe.DESCRIPTOR.fields_by_name
+_HANDLES, _STEPS = _header(_INPUT["handles"].number, 4), _header(_INPUT["steps"].number, 8)
+_TOKENS, _VALUES = _header(_INPUT["tokens"].number, 0)[0], _header(_INPUT["values"].number, 0)[0]
+_LEAST, _MOST = 10, 129
+"""Bytes: with more, a length would take more than one."""

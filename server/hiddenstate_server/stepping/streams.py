@@ -275,9 +275,14 @@ class Stream:
                 self._sender = None
         return True
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more is unsent than the client may leave unread."""
+        return self.unsent > self._max_unsent
+
     async def readable(self) -> None:
-        """Waits while more is unsent than the client may leave unread."""
-        while self.unsent > self._max_unsent:
+        """Waits while the stream is crowded."""
+        while self.crowded:
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
@@ -354,7 +359,7 @@ class Stream:
         self.unsent -= self._taken
         for part in parts:
             part.handed_over(now)
-        if self._reader is not None and not self._reader.done() and self.unsent <= self._max_unsent:
+        if self._reader is not None and not self._reader.done() and not self.crowded:
             self._reader.set_result(None)
 
 
