@@ -48,6 +48,23 @@ def test_a_row_is_the_same_alone_and_in_a_batch(loaded: list[LoadedModel], index
 
 
 @pytest.mark.parametrize("index", range(6))
+def test_a_few_rows_give_the_same_again_and_are_kept(loaded: list[LoadedModel], index: int) -> None:
+    """Whatever the memory they come in and whatever is asked next: few rows go through buffers of the runtime's own."""
+    model = loaded[index]
+    first, other = inputs_of(model, 2, 3)
+    _, state = model.runtime.initial()
+    states = np.repeat(state, 3, axis=0)
+    turned, turned_states = np.asfortranarray(first), np.asfortranarray(states)
+    outputs, after = model.runtime.step(turned, turned_states)
+    kept = [np.copy(column) for column in (*outputs, after)]
+    model.runtime.step(np.asfortranarray(other), np.asfortranarray(after))
+    again, after_again = model.runtime.step(first, states)
+    for column, same, copy in zip((*outputs, after), (*again, after_again), kept, strict=True):
+        np.testing.assert_array_equal(column, copy)
+        np.testing.assert_array_equal(column, same)
+
+
+@pytest.mark.parametrize("index", range(6))
 def test_torch_agrees_with_onnx(loaded: list[LoadedModel], bundles: Path, index: int) -> None:
     from hiddenstate_server.runtimes.torch import TorchRuntime
 
