@@ -11,8 +11,6 @@ from hiddenstate_models.experiments import plots, synthetic
 from hiddenstate_models.experiments.experiment import Arm, Experiment, Group, Listener, Outcome
 from hiddenstate_models.experiments.wording import spread
 
-_DELAYS = (200, 500)
-
 _ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "lstm-chrono": ("LSTM, chrono", {"cell": "lstm", "initialisation": "chrono"}),
     "lstm": ("LSTM", {"cell": "lstm", "initialisation": "orthogonal"}),
@@ -20,6 +18,9 @@ _ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tanh-orthogonal": ("tanh RNN, orthogonal", {"cell": "rnn-tanh", "initialisation": "orthogonal"}),
     "tanh": ("tanh RNN", {"cell": "rnn-tanh", "initialisation": "uniform"}),
 }
+
+_DELAYS: Mapping[int, Sequence[str]] = {200: tuple(_ARMS), 500: ("lstm-chrono",)}
+"""Which arms run at which delay: at the longer one, an hour a run, the one with a published result."""
 
 _PUBLISHED: Mapping[tuple[str, int], str] = {
     ("lstm-chrono", 500): "solved (Tallec & Ollivier, 2018)",
@@ -40,8 +41,8 @@ class Copying(Experiment):
 
     def arms(self, data: Sequence[str], *, quick: bool) -> list[Arm]:  # noqa: ARG002
         """Every cell and remedy at every delay."""
-        delays = (10,) if quick else _DELAYS
-        return [_arm(name, delay, quick=quick) for delay in delays for name in _ARMS]
+        delays = {10: tuple(_ARMS)} if quick else _DELAYS
+        return [_arm(name, delay, quick=quick) for delay, names in delays.items() for name in names]
 
     def train(self, settings: Mapping[str, Any], seed: int, listener: Listener) -> Outcome:
         """See synthetic.train."""
