@@ -23,7 +23,8 @@ STEPS = len(SESSIONS) + 2
 SESSIONS_IN_MEMORY = 1000
 ROOT = Path(__file__).parents[2]
 COMPARED_SESSIONS, COMPARED_TOKENS = 3, 12
-TOLERANCE = 1e-4
+TOLERANCE = 0.05
+"""In nats and in probability: the normaliser of the int8 step is off by hundredths of a nat where it is worst."""
 SECONDS_TO_DO_IT = 300
 
 Answers = list[list[Prediction]]

@@ -1,6 +1,7 @@
 """The served step in PyTorch, in any precision: what runs on GPUs, and what the ONNX graphs are held against."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -214,13 +215,22 @@ class ReferenceLabelStep(nn.Module):
 ReferenceStep = ReferenceWordStep | ReferenceValueStep | ReferenceNoteStep | ReferenceForecastStep | ReferenceLabelStep
 
 
+def reference_word_step(
+    fields: dict[str, Any], weights: Path, *, dtype: torch.dtype = torch.float32
+) -> ReferenceWordStep:
+    """That of a next-word network, from its configuration and the file of its weights."""
+    step = ReferenceWordStep(NextWordNetwork(NextWordConfig.from_dict(fields)))
+    _load(step, weights, dtype)
+    return step
+
+
 def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> ReferenceStep:
     """The served step of a bundle, without gradients and ready to move to a device."""
     step: ReferenceStep
     fields = bundle.config.network
     if bundle.config.task == "next-word":
-        step = ReferenceWordStep(NextWordNetwork(NextWordConfig.from_dict(fields)))
-    elif bundle.config.task == "forecasting":
+        return reference_word_step(fields, bundle.folder / WEIGHTS_FILE, dtype=dtype)
+    if bundle.config.task == "forecasting":
         step = ReferenceForecastStep(ForecastingNetwork(ForecastingConfig.from_dict(fields)))
     elif bundle.config.task in ("classification", "tagging"):
         step = ReferenceLabelStep(LabellingNetwork(LabellingConfig.from_dict(fields)))
@@ -228,5 +238,10 @@ def reference_step(bundle: Bundle, *, dtype: torch.dtype = torch.float32) -> Ref
         step = ReferenceNoteStep(MusicNetwork(MusicConfig.from_dict(fields)))
     else:
         step = ReferenceValueStep(NextValueNetwork(NextValueConfig.from_dict(fields)))
-    step.network.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
-    return step.to(dtype).eval().requires_grad_(False)
+    _load(step, bundle.folder / WEIGHTS_FILE, dtype)
+    return step
+
+
+def _load(step: ReferenceStep, weights: Path, dtype: torch.dtype) -> None:
+    step.network.load_state_dict(load_file(weights))
+    step.to(dtype).eval().requires_grad_(False)

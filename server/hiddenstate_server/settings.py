@@ -89,8 +89,10 @@ class Settings(BaseModel):
     runtime: Literal["auto", "onnx", "torch"] = Field(
         default="auto", description="What computes: torch on a CUDA device where there is one, else onnx."
     )
-    precision: Literal["fp32", "int8"] = Field(
-        default="fp32", description="int8 is faster on CPU and slightly less exact (onnx only)."
+    precision: Literal["auto", "fp32", "int8"] = Field(
+        default="auto",
+        description="How next words are found (onnx only): int8 is faster, and auto takes it where a bundle's export "
+        "measured that it finds the same words.",
     )
     top_k: Annotated[int, Field(ge=1, le=100)] = Field(default=5, description="Words in a next-word prediction.")
     max_sessions: Count = Field(

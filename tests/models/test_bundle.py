@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from hiddenstate_models.bundle import (
     CONFIG_FILE,
+    INT8_WEIGHTS_FILE,
     STEP_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -312,3 +313,24 @@ def test_file_facts_know_content(tmp_path: Path) -> None:
     path.write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_facts(path) == FileFacts(sha256=digest, bytes=3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.update({"encoder.weight.int8": tensors["encoder.weight.int8"][1:].copy()}),
+        lambda tensors: tensors.update({"encoder.weight.scales": tensors["encoder.weight.scales"][1:].copy()}),
+        lambda tensors: tensors.update({"encoder.weight.int8": tensors["encoder.weight.int8"].astype(np.float32)}),
+        lambda tensors: tensors.update({"head.bias.int8": tensors["encoder.weight.int8"]}),
+        lambda tensors: tensors.update({"another.int8": tensors["encoder.weight.int8"]}),
+        lambda tensors: tensors.update({"encoder.weight": tensors["encoder.weight.int8"]}),
+    ],
+)
+def test_int8_weights_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    folder = random_bundle(tmp_path, "next-word", int8=True).folder
+    tensors = load_file(folder / INT8_WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, folder / INT8_WEIGHTS_FILE)
+    relist(folder, INT8_WEIGHTS_FILE)
+    with pytest.raises(BundleCorruptError, match=r"does not belong to the network .* export the bundle again"):
+        Bundle.load(folder)

@@ -16,6 +16,8 @@ from hiddenstate_server.settings import Settings
 from hiddenstate_server.stepping.engine import BATCH_SIZES, RUN_LENGTHS, calibrated_batch, calibrated_run
 from hiddenstate_server.versions.repository import LoadedModel, load_models
 
+Precision = Literal["auto", "fp32", "int8"]
+
 
 def inputs_of(model: LoadedModel, steps: int, rows: int) -> np.ndarray:
     rng = np.random.default_rng(0)
@@ -109,6 +111,22 @@ def test_without_a_driver_torch_is_not_even_asked(bundles: Path) -> None:
 def test_torch_can_be_asked_for(bundles: Path) -> None:
     models = load_models(Settings(models=bundles, runtime="torch", max_batch=8))
     assert {model.runtime.description.split()[0] for model in models} == {"torch"}
+
+
+def test_int8_is_served_where_it_lost_next_to_nothing(tmp_path: Path) -> None:
+    def served(precision: Precision) -> str:
+        settings = Settings(models=tmp_path, precision=precision, max_batch=1)
+        return load_models(settings)[0].runtime.description
+
+    folder = random_bundle(tmp_path, "next-word", int8=True).folder
+    assert served("auto").endswith("int8")
+    assert served("int8").endswith("int8")
+    assert served("fp32").endswith("fp32")
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["scores"]["int8"]["recall_at_5"] = 0.98
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    assert served("auto").endswith("fp32")
+    assert served("int8").endswith("int8")
 
 
 def test_calibration_chooses_a_batch_size(loaded: list[LoadedModel]) -> None:

@@ -16,6 +16,9 @@ INT8_SEQUENCE_FILE = "sequence.int8.onnx"
 CARD_FILE = "card.md"
 CURVE_FILE = "learning-curve.png"
 
+LEAST_RECALL, MOST_PERPLEXITY = 0.999, 1.005
+"""Of the int8 step where it is served unasked; perplexity is a ratio to float64's."""
+
 Task = Literal["next-word", "next-value", "music", "forecasting", "classification", "tagging"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -50,6 +53,22 @@ class LabelSettings(_Frozen):
     """In the order of their probabilities."""
     look_ahead: Annotated[int, Field(ge=0)] = 0
     """Tagging: a word's label comes with the answer to the observation so many steps after it."""
+
+
+class Int8Scores(BaseModel):
+    """What the int8 step lost, as far as it decides whether that is served unasked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recall_at_5: float
+    """Share of float64's five best words that are among int8's."""
+    perplexity: Annotated[float, Field(gt=0)]
+    float64_perplexity: Annotated[float, Field(gt=0)]
+
+    @property
+    def negligible(self) -> bool:
+        """Whether it finds the same words, and they are as probable."""
+        return self.recall_at_5 >= LEAST_RECALL and self.perplexity <= MOST_PERPLEXITY * self.float64_perplexity
 
 
 class FileFacts(_Frozen):

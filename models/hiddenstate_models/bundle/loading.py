@@ -21,6 +21,7 @@ from hiddenstate_models.bundle.config import (
     WEIGHTS_FILE,
     BundleConfig,
     FileFacts,
+    Int8Scores,
 )
 from hiddenstate_models.bundle.onnx_files import external_files
 from hiddenstate_models.bundle.shapes import LabelNetwork, Network, SeriesShapes, WordNetwork, network_shapes
@@ -52,6 +53,7 @@ class Bundle:
         bundle = cls(folder, config, read_header(folder / WEIGHTS_FILE))
         bundle._check_references()
         bundle._check_tensors()
+        bundle._check_int8_tensors()
         bundle._check_task()
         return bundle
 
@@ -84,6 +86,14 @@ class Bundle:
         """Whether an int8 step was exported."""
         return INT8_STEP_FILE in self.config.files
 
+    @property
+    def prefers_int8(self) -> bool:
+        """Whether there is an int8 step that was found to lose next to nothing, since it is the faster one."""
+        try:
+            return self.has_int8 and Int8Scores.model_validate(self.config.scores.get("int8")).negligible
+        except ValidationError:  # those of older exports say nothing of float64
+            return False
+
     def _check_references(self) -> None:
         for name in self.config.files:
             if not name.endswith(".onnx"):
@@ -114,6 +124,21 @@ class Bundle:
                 )
             if stored.dtype not in ("F16", "F32"):
                 raise BundleCorruptError(f"{path}: {name} has dtype {stored.dtype}; it must be F16 or F32")
+
+    def _check_int8_tensors(self) -> None:
+        """Those of the int8 step are matrices of the network, as NAME.int8, and a scale for each of their rows."""
+        if INT8_WEIGHTS_FILE not in self.config.files:
+            return
+        path, shapes = self.folder / INT8_WEIGHTS_FILE, self.network.tensors()
+        for name, stored in read_header(path).items():
+            of, _, kind = name.rpartition(".")
+            shape = shapes.get(of, ())
+            expected = {"int8": ("I8", shape), "scales": ("F32", shape[:1])}.get(kind)
+            if len(shape) != 2 or (stored.dtype, stored.shape) != expected:
+                raise BundleCorruptError(
+                    f"{path}: {name} is {stored.dtype} {list(stored.shape)}, which does not belong to the network of "
+                    "config.json; export the bundle again"
+                )
 
     def _check_task(self) -> None:
         path, config, network = self.folder / CONFIG_FILE, self.config, self.network

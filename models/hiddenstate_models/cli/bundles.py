@@ -22,7 +22,15 @@ def export(
     int8: Annotated[
         bool | None,
         typer.Option(
-            "--int8/--no-int8", help="Add an int8 step and measure what it costs; by default for next-word models."
+            "--int8/--no-int8",
+            help="Add a step that screens words in int8 and measure what it costs; by default for next-word models.",
+        ),
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to measure the int8 step on, named as training data is; repeatable. By default the "
+            "run's validation text, or text the model writes."
         ),
     ] = None,
     data: Annotated[
@@ -36,7 +44,9 @@ def export(
     """
     from hiddenstate_models.export.sources import ExportOptions, export_source
 
-    options = ExportOptions(name=name, version=version, dtype=dtype, int8=int8, data=data or (), licence=licence)
+    options = ExportOptions(
+        name=name, version=version, dtype=dtype, int8=int8, probe=probe or (), data=data or (), licence=licence
+    )
     bundle = export_source(source, out, options)
     console = Console()
     console.print(summary(bundle))

@@ -148,10 +148,13 @@ def _int8(loss: Mapping[str, Any] | None) -> str:
         return ""
     return (
         "## Int8\n\n"
-        f"`step.int8.onnx` multiplies in 8 bits. Over {loss['tokens']:,} tokens ({loss['probe']}) its perplexity is "
-        f"{loss['perplexity']:.2f} where float32 has {loss['float32_perplexity']:.2f}; "
-        f"{loss['recall_at_5']:.1%} of float32's five best words are among its own, "
-        f"and the best word is the same {loss['top_1_agreement']:.1%} of the time."
+        "`step.int8.onnx` finds candidates for the next word in 8 bits, and computes their probabilities, and the "
+        f"surprise of what came, in float32. Over {loss['tokens']:,} tokens ({loss['probe']}) its perplexity is "
+        f"{loss['perplexity']:.3f} where float64 has {loss['float64_perplexity']:.3f}; {loss['recall_at_5']:.3%} of "
+        "float64's five best words are among its own, and the best word is the same "
+        f"{loss['top_1_agreement']:.3%} of the time. What the other words add to the normaliser is as found in 8 bits: "
+        f"every log-probability is wrong by {loss['normalizer_bias']:+.5f} nats on average, "
+        f"{loss['normalizer_error']:.5f} as a root mean square, and {loss['largest_normalizer_error']:.3f} at most."
     )
 
 

@@ -11,19 +11,18 @@ from onnx import TensorProto
 
 from hiddenstate_models.bundle import SeriesShapes
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
-from hiddenstate_models.export.products import Operand
 from hiddenstate_models.networks.distributions import SMALLEST_DEGREES_OF_FREEDOM, SMALLEST_SCALE
 
 _POLES = np.geomspace(0.37, 1.8, 6)
 
 
-def read_head(graph: GraphBuilder, network: SeriesShapes, output: Operand) -> tuple[Tensor, ...]:
+def read_head(graph: GraphBuilder, network: SeriesShapes, output: Tensor) -> tuple[Tensor, ...]:
     """Location, scale and, for Student's t, degrees of freedom in scaled units, float32 [targets, n] each, of
     outputs [n, output].
     """
     node, targets, others = graph.node, len(network.targets), network.parameters - 1
     bias = node("Unsqueeze", graph.weight("head.bias"), graph.integers(1))
-    head = node("Gemm", graph.weight("head.weight"), output.tensor, bias, transB=1)
+    head = node("Gemm", graph.weight("head.weight"), output, bias, transB=1)
     location, positive = graph.split(head, targets, others * targets, axis=0)
     smallest = np.repeat([SMALLEST_SCALE, SMALLEST_DEGREES_OF_FREEDOM], targets)[: others * targets]
     positive = node("Add", node("Softplus", positive), graph.array(smallest.astype(np.float32)[:, None]))

@@ -3,8 +3,6 @@
 As in `export.scaling`, what is not a state is turned: [..., n].
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto
@@ -13,13 +11,13 @@ from hiddenstate_models.bundle import ForecastNetwork
 from hiddenstate_models.export import scaling
 from hiddenstate_models.export.distributions import infinite_like, read_head, surprises
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
-from hiddenstate_models.export.products import Limits, Operand, Products
+from hiddenstate_models.export.products import Operand
 from hiddenstate_models.export.recurrent import split_state, stack
 from hiddenstate_models.export.traversal import ONE_STEP
 from hiddenstate_models.networks.scaling import LARGEST_RATIO
 
 
-def forecast_step(graph: GraphBuilder, network: ForecastNetwork, products: Products) -> ModelProto:
+def forecast_step(graph: GraphBuilder, network: ForecastNetwork) -> ModelProto:
     """The graph `values, states -> surprises, locations, scales, degrees_of_freedom, next_states`.
 
     A row of states is the encoder's state, the scaling's, the last moves of the targets, the oldest first, and what
@@ -41,15 +39,15 @@ def forecast_step(graph: GraphBuilder, network: ForecastNetwork, products: Produ
     deviations, ahead = _seasons(graph, network, moves, units)
     features = node("Concat", scaled.features, *(node("Asinh", deviation) for deviation in deviations), axis=0)
     state = split_state(graph, network, recurrent)
-    _, after = stack(graph, network, products, Operand(features, math.inf, turned=True), state, Limits(), ONE_STEP)
+    _, after = stack(graph, network, Operand(features, turned=True), state, ONE_STEP)
 
     linear = _linear(graph, network)
     location = node("Mul", units, graph.number(0.0))
     state, steps = after, []
     for seasonal in ahead:
         inputs = node("Concat", location, *seasonal, axis=0)
-        squashed = Operand(node("Asinh", inputs), math.inf, turned=True)
-        output, state = stack(graph, network, products, squashed, state, Limits(), ONE_STEP, "decoder")
+        squashed = Operand(node("Asinh", inputs), turned=True)
+        output, state = stack(graph, network, squashed, state, ONE_STEP, "decoder")
         residual, scale, *freedom = read_head(graph, network, output)
         location = node("Add", residual, node("MatMul", linear, inputs))
         steps.append((location, scale, *freedom))

@@ -1,12 +1,14 @@
-"""What int8 costs a word model: both steps read the same text, and their predictions are compared."""
+"""What screening in int8 costs a word model: it and float64 read the same text, each with states of its own."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+import torch
 from safetensors.numpy import load_file, save_file
 
 from hiddenstate_models.bundle import (
@@ -20,9 +22,9 @@ from hiddenstate_models.bundle import (
     read_header,
 )
 from hiddenstate_models.errors import BundleError
-from hiddenstate_models.export.int8 import Int8Products, quantised
-from hiddenstate_models.export.products import Limits
+from hiddenstate_models.export.int8 import Int8Screening, quantised
 from hiddenstate_models.export.step import sequence_model, step_model
+from hiddenstate_models.reference import reference_word_step
 
 K = 5
 LANES = 64
@@ -31,102 +33,145 @@ GENERATED_STEPS = 100
 _GENERATE_AMONG = 50
 
 Tokens = npt.NDArray[np.int64]
+Step: TypeAlias = Callable[[Tokens, Any, int], tuple[Any, Any, Any, Any]]
+"""tokens [n], states [n, state_size], k -> surprises, top tokens, their probabilities, next states."""
+
+
+class Probe(NamedTuple):
+    """A text to measure on, best one that the network has not seen."""
+
+    name: str
+    tokens: Tokens
 
 
 @dataclass(frozen=True)
 class Int8Loss:
-    """Scores of the int8 step beside those of float32, over the same tokens."""
+    """Scores of the int8 step beside those of float64, over the same tokens."""
 
     probe: str
     """What was read."""
     tokens: int
     perplexity: float
-    float32_perplexity: float
+    float64_perplexity: float
     recall_at_5: float
-    """Share of float32's five best words that are among int8's."""
+    """Share of float64's five best words that are among int8's."""
     top_1_agreement: float
+    normalizer_bias: float
+    """Mean error of the log-normaliser, and so of every log-probability, in nats."""
+    normalizer_error: float
+    """Its root mean square."""
+    largest_normalizer_error: float
 
     def to_dict(self) -> dict[str, str | int | float]:
         """As JSON types."""
         return asdict(self)
 
 
-class WordStepSession:
-    """A word step in ONNX Runtime, one thread."""
+class Reading(NamedTuple):
+    """What a step made of lanes of text [T + 1, lanes]."""
 
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    surprises: npt.NDArray[np.float64]
+    """[T, lanes] of every token but the first."""
+    top: npt.NDArray[np.int64]
+    """[T + 1, lanes, K]."""
+    log_normalizers: npt.NDArray[np.float64]
+    """[T + 1, lanes]."""
+    largest_output: float
+    """Largest magnitude in the stack's outputs."""
 
-    def step(self, tokens: Tokens, states: npt.NDArray[np.float32], k: int) -> list[Any]:
-        """tokens [n], states [n, state_size] -> surprises, top tokens, their probabilities, next states."""
+
+def onnx_step(path: Path) -> Step:
+    """A graph in ONNX Runtime, one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def step(tokens: Tokens, states: Any, k: int) -> tuple[Any, Any, Any, Any]:
         feed = {"tokens": tokens, "states": states, "k": np.array([k])}
-        return list(self._session.run(None, feed))
+        surprises, top, probabilities, after = session.run(None, feed)
+        return surprises, top, probabilities, after
+
+    return step
 
 
-def add_int8_step(folder: Path, network: WordNetwork, text: TextSettings, probe: Tokens | None = None) -> Int8Loss:
-    """Writes weights and graphs in int8 beside finished ones and measures what they cost.
+def float64_step(fields: Mapping[str, Any], weights: Path) -> Step:
+    """The network of these fields with the weights of a file, in float64."""
+    reference = reference_word_step(dict(fields), weights, dtype=torch.float64)
 
-    probe: a text [n] to read, best one the network has not seen; without it, text the network generates.
+    def step(tokens: Tokens, states: Any, k: int) -> tuple[Any, Any, Any, Any]:
+        surprises, top, probabilities, after = reference(
+            torch.from_numpy(tokens), torch.from_numpy(np.asarray(states, np.float64)), k
+        )
+        return surprises.numpy(), top.numpy(), probabilities.numpy(), after.numpy()
+
+    return step
+
+
+def add_int8_step(
+    folder: Path,
+    network: WordNetwork,
+    fields: Mapping[str, Any],
+    text: TextSettings,
+    probe: Probe | None = None,
+) -> Int8Loss:
+    """Writes an output layer and graphs in int8 beside finished ones and measures what they cost.
+
+    fields: the network's configuration. Without a probe, text that the network generates is read.
     """
-    exact = WordStepSession(folder / STEP_FILE)
-    start = np.full(LANES, text.end_token, np.int64)
-    states = np.zeros((LANES, network.served_state_size), np.float32)
-    lanes = _generate(exact, start, states) if probe is None else _lanes(probe, start)
-    expected = _read(exact, lanes, states)
+    lanes = probe_lanes(folder / STEP_FILE, network, text, probe)
+    expected = read(float64_step(fields, folder / WEIGHTS_FILE), lanes, network)
 
-    weights = load_file(folder / WEIGHTS_FILE)
-    limits = Limits(
-        input=float(np.abs(weights["encoder.weight"]).max()),
-        unbounded=_largest_output(network, expected.states),
-    )
-    matrices = {name: array for name, array in weights.items() if array.ndim == 2 and "weight" in name}
-    if not network.tied:
-        del matrices["encoder.weight"]  # an embedding is no product
-    save_file(quantised(matrices), folder / INT8_WEIGHTS_FILE)
+    matrix = "encoder.weight" if network.tied else "head.weight"
+    save_file(quantised(matrix, load_file(folder / WEIGHTS_FILE)[matrix]), folder / INT8_WEIGHTS_FILE)
     (folder / INT8_WEIGHTS_FILE).chmod(0o644)
     tensors = read_header(folder / WEIGHTS_FILE) | read_header(folder / INT8_WEIGHTS_FILE)
+    screening = Int8Screening(1.0 if network.bounded else expected.largest_output)
     for name, model_of in ((INT8_STEP_FILE, step_model), (INT8_SEQUENCE_FILE, sequence_model)):
-        model = model_of(tensors, network, Int8Products(), limits)
+        model = model_of(tensors, network, screening)
         assert model is not None
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
-    found = _read(WordStepSession(folder / INT8_STEP_FILE), lanes, states)
+    found = read(onnx_step(folder / INT8_STEP_FILE), lanes, network)
+    return compared(probe.name if probe else "text generated by the model", expected, found)
+
+
+def compared(probe: str, expected: Reading, found: Reading) -> Int8Loss:
+    """What a step lost that found this where float64 expects that, in the text called `probe`."""
     matches = expected.top[..., :, None] == found.top[..., None, :]
+    errors = found.log_normalizers - expected.log_normalizers
     return Int8Loss(
-        probe="text generated by the model" if probe is None else "validation text",
+        probe=probe,
         tokens=found.surprises.size,
         perplexity=float(np.exp(found.surprises.mean())),
-        float32_perplexity=float(np.exp(expected.surprises.mean())),
+        float64_perplexity=float(np.exp(expected.surprises.mean())),
         recall_at_5=float(matches.any(axis=-1).mean()),
         top_1_agreement=float(matches[..., 0, 0].mean()),
+        normalizer_bias=float(errors.mean()),
+        normalizer_error=float(np.sqrt((errors**2).mean())),
+        largest_normalizer_error=float(np.abs(errors).max()),
     )
 
 
-def _largest_output(network: WordNetwork, states: npt.NDArray[np.float32]) -> float:
-    """The largest magnitude a layer's output had in states [..., state_size]."""
-    return max(float(np.abs(states[..., output]).max()) for output in network.outputs)
-
-
-class _Reading(NamedTuple):
-    surprises: npt.NDArray[np.float64]
-    """[T, lanes] of every token but the first."""
-    top: npt.NDArray[np.int32]
-    """[T + 1, lanes, K]."""
-    states: npt.NDArray[np.float32]
-    """[T + 1, lanes, state_size]."""
-
-
-def _read(step: WordStepSession, lanes: Tokens, states: npt.NDArray[np.float32]) -> _Reading:
+def read(step: Step, lanes: Tokens, network: WordNetwork) -> Reading:
     """Reads lanes [T + 1, lanes]; the first token is only what the second is predicted from."""
-    surprises, top, seen = [], [], []
+    surprises, top, log_normalizers, largest = [], [], [], 0.0
+    states = np.zeros((lanes.shape[1], network.served_state_size), np.float32)
+    k = min(K, network.vocabulary_size)
     for tokens in lanes:
-        surprise, best, _, states = step.step(tokens, states, K)
+        surprise, best, _, states = step(tokens, states, k)
         surprises.append(surprise)
         top.append(best)
-        seen.append(states)
-    return _Reading(np.array(surprises[1:], np.float64), np.array(top), np.array(seen))
+        log_normalizers.append(states[:, -1])
+        largest = max(largest, float(np.abs(states[:, network.output]).max()))
+    return Reading(np.array(surprises[1:], np.float64), np.array(top), np.array(log_normalizers, np.float64), largest)
+
+
+def probe_lanes(step: Path, network: WordNetwork, text: TextSettings, probe: Probe | None) -> Tokens:
+    """Stretches [T + 1, LANES] of the probe, or what the graph `step` generates."""
+    start = np.full(LANES, text.end_token, np.int64)
+    if probe is not None:
+        return _lanes(probe.tokens, start)
+    return _generate(onnx_step(step), start, np.zeros((LANES, network.served_state_size), np.float32))
 
 
 def _lanes(text: Tokens, start: Tokens) -> Tokens:
@@ -137,12 +182,12 @@ def _lanes(text: Tokens, start: Tokens) -> Tokens:
     return np.vstack([start, text[: stretch * LANES].reshape(LANES, stretch)[:, :LARGEST_STEPS].T])
 
 
-def _generate(step: WordStepSession, start: Tokens, states: npt.NDArray[np.float32]) -> Tokens:
+def _generate(step: Step, start: Tokens, states: npt.NDArray[np.float32]) -> Tokens:
     """Lanes [T + 1, lanes] sampled from the most probable words."""
     rng = np.random.default_rng(0)
     lanes = [start]
     for _ in range(GENERATED_STEPS):
-        _, top, probabilities, states = step.step(lanes[-1], states, _GENERATE_AMONG)
+        _, top, probabilities, states = step(lanes[-1], states, _GENERATE_AMONG)
         cumulative = probabilities.cumsum(axis=1)
         draws = rng.random((len(top), 1)) * cumulative[:, -1:]
         chosen = (cumulative <= draws).sum(axis=1).clip(max=top.shape[1] - 1)

@@ -4,12 +4,12 @@ from onnx import ModelProto, TensorProto
 
 from hiddenstate_models.bundle import LabelNetwork
 from hiddenstate_models.export.graph import GraphBuilder, Tensor
-from hiddenstate_models.export.products import Limits, Operand, Products
+from hiddenstate_models.export.products import Operand, linear
 from hiddenstate_models.export.recurrent import split_state, stack
 from hiddenstate_models.export.traversal import Traversal
 
 
-def label_graph(graph: GraphBuilder, network: LabelNetwork, products: Products, traversal: Traversal) -> ModelProto:
+def label_graph(graph: GraphBuilder, network: LabelNetwork, traversal: Traversal) -> ModelProto:
     """The graph `tokens, states -> probabilities, next_states`.
 
     A row of states is the recurrent state and what pooling keeps of the outputs so far.
@@ -17,13 +17,12 @@ def label_graph(graph: GraphBuilder, network: LabelNetwork, products: Products, 
     node = graph.node
     pools = network.pooling != "last"
     recurrent, *kept = graph.split("states", network.state_size, network.pool_size) if pools else ["states"]
-    embedded = Operand(node("Gather", graph.weight("encoder.weight"), "tokens"), 1.0)
+    embedded = Operand(node("Gather", graph.weight("encoder.weight"), "tokens"))
     state = split_state(graph, network, recurrent)
-    output, after = stack(graph, network, products, embedded, state, Limits(), traversal)
-    labelled = output.tensor
+    labelled, after = stack(graph, network, embedded, state, traversal)
     if pools:
         labelled, kept = _pooled(graph, network, labelled, kept, traversal)
-    logits = products.linear(graph, Operand(labelled, 1.0), "head.weight", graph.weight("head.bias"))
+    logits = linear(graph, Operand(labelled), "head.weight", graph.weight("head.bias"))
     graph.output("probabilities", node("Softmax", logits, axis=1))
     flat = [piece for layer in after for piece in layer]
     graph.output("next_states", node("Concat", *flat, *kept, axis=1))

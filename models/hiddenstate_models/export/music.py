@@ -4,12 +4,12 @@ from onnx import ModelProto, TensorProto
 
 from hiddenstate_models.bundle import NoteNetwork
 from hiddenstate_models.export.graph import GraphBuilder
-from hiddenstate_models.export.products import Limits, Operand, Products
+from hiddenstate_models.export.products import Operand, linear
 from hiddenstate_models.export.recurrent import split_state, stack
 from hiddenstate_models.export.traversal import Traversal
 
 
-def note_graph(graph: GraphBuilder, network: NoteNetwork, products: Products, traversal: Traversal) -> ModelProto:
+def note_graph(graph: GraphBuilder, network: NoteNetwork, traversal: Traversal) -> ModelProto:
     """The graph `values, states -> surprises, probabilities, next_states`; values are frames of 0 and 1.
 
     A row of states is the recurrent state and the logits of the next frame.
@@ -18,8 +18,8 @@ def note_graph(graph: GraphBuilder, network: NoteNetwork, products: Products, tr
     recurrent, predicted = graph.split("states", network.state_size, network.notes)
     frames = node("Cast", "values", to=TensorProto.FLOAT)
     state = split_state(graph, network, recurrent)
-    output, after = stack(graph, network, products, Operand(frames, 1.0), state, Limits(), traversal)
-    logits = products.linear(graph, output, "head.weight", graph.weight("head.bias"))
+    output, after = stack(graph, network, Operand(frames), state, traversal)
+    logits = linear(graph, Operand(output), "head.weight", graph.weight("head.bias"))
     graph.output("probabilities", node("Sigmoid", logits))
     flat = [piece for layer in after for piece in layer]
     graph.output("next_states", node("Concat", *flat, traversal.last(graph, logits), axis=1))

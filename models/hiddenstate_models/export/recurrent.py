@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from hiddenstate_models.bundle import CellShapes
 from hiddenstate_models.export.graph import GraphBuilder, Rows, Tensor
-from hiddenstate_models.export.products import Float32Products, Limits, Operand, Products
+from hiddenstate_models.export.products import Operand, linear
 from hiddenstate_models.export.traversal import State, Traversal
 
 _NORM_EPSILON = 1e-5
@@ -21,19 +21,15 @@ class _Layer(NamedTuple):
     """A layer whose weights' names begin with `prefix`."""
 
     graph: GraphBuilder
-    products: Products
     cells: CellShapes
     prefix: str
     units: int
-    limit: float
-    """Of its output."""
 
     @property
     def plain(self) -> bool:
-        """Whether it is as its first authors made it, in float32."""
+        """Whether it is as its first authors made it."""
         cells = self.cells
-        extras = cells.layer_norm or cells.peepholes or cells.coupled or cells.projection
-        return isinstance(self.products, Float32Products) and not extras
+        return not (cells.layer_norm or cells.peepholes or cells.coupled or cells.projection)
 
     def weight(self, name: str, rows: Rows = None) -> Tensor:
         return self.graph.weight(self.prefix + name, rows)
@@ -54,7 +50,7 @@ class _Layer(NamedTuple):
         return self.graph.node("Add", self.norm(product, f"norm_{kind}_l0", rows), addend)
 
     def product(self, x: Operand, name: str, addend: Tensor, rows: Rows = None) -> Tensor:
-        return self.products.linear(self.graph, x, self.prefix + name, addend, rows)
+        return linear(self.graph, x, self.prefix + name, addend, rows)
 
 
 class _Cell(NamedTuple):
@@ -84,19 +80,16 @@ def split_state(graph: GraphBuilder, cells: CellShapes, row: Tensor) -> list[tup
 def stack(
     graph: GraphBuilder,
     cells: CellShapes,
-    products: Products,
     x: Operand,
     state: list[tuple[Tensor, ...]],
-    limits: Limits,
     traversal: Traversal,
     name: str = "cells",
-) -> tuple[Operand, list[tuple[Tensor, ...]]]:
+) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
     """Takes all layers of a stack through x [n, input]: its outputs [n, output] and its state afterwards."""
     cell = _CELLS[cells.cell]
-    limit = limits.output(cells)
     after = []
     for number, before in enumerate(state):
-        layer = _Layer(graph, products, cells, f"{name}.layers.{number}.", cells.hidden_sizes[number], limit)
+        layer = _Layer(graph, cells, f"{name}.layers.{number}.", cells.hidden_sizes[number])
         now: State
         if traversal.is_sequence and cell.operator and layer.plain:
             output, now = _through(layer, cell, x, before)
@@ -106,8 +99,8 @@ def stack(
             if before:
                 output, now = traversal.through(graph, partial(cell.advance, layer), [output, *inputs], before)
         after.append(tuple(now))
-        x = Operand(graph.node("Add", output, x.tensor) if number and cells.residual else output, limit)
-    return x, after
+        x = Operand(graph.node("Add", output, x.tensor) if number and cells.residual else output)
+    return x.tensor, after
 
 
 def _through(layer: _Layer, cell: _Cell, x: Operand, state: State) -> tuple[Tensor, State]:
@@ -153,7 +146,7 @@ def _elman_inputs(layer: _Layer, x: Operand) -> tuple[Tensor, ...]:
 def _elman(function: str) -> _Cell:
     def advance(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
         (from_x,), (h,) = inputs, state
-        affine = layer.product(Operand(h, layer.limit), "weight_hh_l0", from_x)
+        affine = layer.product(Operand(h), "weight_hh_l0", from_x)
         if layer.cells.layer_norm:
             affine = layer.graph.node("Add", layer.norm(affine, "norm_hh_l0"), layer.bias())
         return (layer.graph.node(function, affine),)
@@ -163,13 +156,13 @@ def _elman(function: str) -> _Cell:
 
 def _jordan(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
     (from_x,), (output,) = inputs, state
-    h = layer.graph.node("Tanh", layer.product(Operand(output, layer.limit), "weight_hh_l0", from_x))
-    return (layer.product(Operand(h, 1.0), "weight_hr_l0", layer.weight("bias_hr_l0")),)
+    h = layer.graph.node("Tanh", layer.product(Operand(output), "weight_hh_l0", from_x))
+    return (layer.product(Operand(h), "weight_hr_l0", layer.weight("bias_hr_l0")),)
 
 
 def _lstm(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor, ...]:
     node, cells, (from_x,), (h, c) = layer.graph.node, layer.cells, inputs, state
-    gates = layer.contribution(Operand(h, layer.limit), "hh", from_x)
+    gates = layer.contribution(Operand(h), "hh", from_x)
     *inner, g, o = layer.graph.split(gates, *[layer.units] * (3 if cells.coupled else 4))
     opened = [node("Sigmoid", _peeped(layer, gate, place, c)) for place, gate in enumerate(inner)]
     candidate, forget = node("Tanh", g), opened[-1]
@@ -181,7 +174,7 @@ def _lstm(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor
     shown = node("Add", layer.norm(c, "norm_ch_l0"), layer.weight("bias_ch_l0")) if cells.layer_norm else c
     output = node("Mul", o, node("Tanh", shown))
     if cells.projection:
-        output = layer.product(Operand(output, 1.0), "weight_hr_l0", layer.graph.number(0.0))
+        output = layer.product(Operand(output), "weight_hr_l0", layer.graph.number(0.0))
     return output, c
 
 
@@ -203,7 +196,7 @@ def _gru(layer: _Layer, inputs: Sequence[Tensor], state: State) -> tuple[Tensor,
     graph, units, (h,) = layer.graph, layer.units, state
     gates_from_x, from_x = inputs
     gates, candidate = _gru_rows(layer)
-    operand = Operand(h, layer.limit)
+    operand = Operand(h)
     both = layer.contribution(operand, "hh", gates_from_x, gates)
     r, z = graph.split(graph.node("Sigmoid", both), units, units)
     from_h = layer.contribution(operand, "hh", layer.weight("bias_hh_l0", candidate), candidate)

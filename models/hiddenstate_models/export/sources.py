@@ -1,7 +1,7 @@
 """What a bundle can be exported from: a training run's folder, or another bundle."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +25,13 @@ from hiddenstate_models.bundle import (
 from hiddenstate_models.data import sources, text
 from hiddenstate_models.data.labelled import TAGGED_WORD_PATTERN
 from hiddenstate_models.errors import DataError
+from hiddenstate_models.export.int8_loss import Probe
 from hiddenstate_models.export.writing import BundleContents, write_bundle
 from hiddenstate_models.labeller import Labeller
 
 RUN_FILE = "run.json"
 BEST_WEIGHTS_FILE = "best.safetensors"
 SCORES_FILE = "scores.json"
-
-Probe = npt.NDArray[np.int64] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,9 @@ class ExportOptions:
     dtype: Literal["float16", "float32"] | None = None
     """None: float16 for words, whose weights are many, float32 for values."""
     int8: bool | None = None
-    """None: for next-word models, where it can be."""
+    """None: for next-word models."""
+    probe: Sequence[str] = ()
+    """Files to read, as training data is named, when int8 is measured; else what the run was validated on."""
     data: Sequence[str] = ()
     """Lines for the card on where the data comes from and under which licence."""
     licence: str | None = None
@@ -72,18 +73,22 @@ def export_source(source: Path, models: Path, options: ExportOptions) -> Bundle:
     if options.licence:
         training["licence"] = options.licence
     contents = replace(contents, name=name, version=options.version or next_version(models / name), training=training)
+    if options.probe:
+        if contents.tokenizer is None:
+            raise DataError("--probe is text, and this model reads none")
+        probe = named_probe(contents.tokenizer, options.probe)
     is_text = contents.text is not None
     is_next_word = contents.network["task"] == "next-word"
     return write_bundle(
         models,
         contents,
         dtype=options.dtype or ("float16" if is_text else "float32"),
-        int8=is_next_word and not contents.network.get("residual") if options.int8 is None else options.int8,
+        int8=is_next_word if options.int8 is None else options.int8,
         probe=probe,
     )
 
 
-def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
+def _from_run(folder: Path) -> tuple[BundleContents, Probe | None]:
     weights = folder / BEST_WEIGHTS_FILE
     if not weights.exists():
         raise DataError(f"{folder} has no best weights yet: no epoch was finished")
@@ -119,7 +124,7 @@ def _from_run(folder: Path) -> tuple[BundleContents, Probe]:
         word_pattern=text.WORD_PATTERN,
     )
     contents = replace(contents, tokenizer=tokenizer.to_str(), text=settings)
-    return contents, _validation_tokens(tokenizer, data)
+    return contents, _validation_probe(tokenizer, data)
 
 
 def _labels(contents: BundleContents, record: dict[str, Any], tokenizer: Tokenizer) -> BundleContents:
@@ -149,7 +154,7 @@ def _labels(contents: BundleContents, record: dict[str, Any], tokenizer: Tokeniz
     )
 
 
-def _from_bundle(folder: Path) -> tuple[BundleContents, Probe]:
+def _from_bundle(folder: Path) -> tuple[BundleContents, Probe | None]:
     bundle = Bundle.load(folder)
     config = bundle.config
     tokenizer = folder / TOKENIZER_FILE
@@ -170,12 +175,23 @@ def _from_bundle(folder: Path) -> tuple[BundleContents, Probe]:
     return contents, None
 
 
-def _validation_tokens(tokenizer: Tokenizer, data: dict[str, Any]) -> Probe:
+def _validation_probe(tokenizer: Tokenizer, data: dict[str, Any]) -> Probe | None:
     """The run's validation text, where it still lies where it lay."""
     found = [source for pattern in data["validation"] for source in _matches(pattern)]
     if not found:
         return None
     documents = text.read_documents(found, data["options"]["documents"])
+    return Probe("validation text", _tokens(tokenizer, documents))
+
+
+def named_probe(tokenizer: str, named: Sequence[str]) -> Probe:
+    """What these name, as training data is named."""
+    found = sources.expand(named)
+    name = ", ".join(source.label for source in found)
+    return Probe(name, _tokens(Tokenizer.from_str(tokenizer), text.read_documents(found)))
+
+
+def _tokens(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> npt.NDArray[np.int64]:
     return text.encode(tokenizer, documents).tokens.astype(np.int64)
 
 

@@ -1,19 +1,17 @@
 """The served step of a next-value network as a graph: surprise, scaling, cells, distribution."""
 
-import math
-
 from onnx import ModelProto, TensorProto
 
 from hiddenstate_models.bundle import ValueNetwork
 from hiddenstate_models.export import scaling
 from hiddenstate_models.export.distributions import infinite_like, read_head, surprises
 from hiddenstate_models.export.graph import GraphBuilder
-from hiddenstate_models.export.products import Limits, Operand, Products
+from hiddenstate_models.export.products import Operand
 from hiddenstate_models.export.recurrent import split_state, stack
 from hiddenstate_models.export.traversal import Traversal
 
 
-def value_graph(graph: GraphBuilder, network: ValueNetwork, products: Products, traversal: Traversal) -> ModelProto:
+def value_graph(graph: GraphBuilder, network: ValueNetwork, traversal: Traversal) -> ModelProto:
     """The graph `values, states -> surprises, locations, scales, degrees_of_freedom, next_states`.
 
     A row of states is the recurrent state, the scaling's state, and the last prediction, parameter by parameter:
@@ -27,9 +25,9 @@ def value_graph(graph: GraphBuilder, network: ValueNetwork, products: Products, 
     scale_values = scaling.scaled if network.scaling == "online" else scaling.fixed
     scaled = scale_values(graph, network, observed, before, traversal)
 
-    features = Operand(scaled.features, math.inf, turned=True)
+    features = Operand(scaled.features, turned=True)
     state = split_state(graph, network, recurrent)
-    output, after = stack(graph, network, products, features, state, Limits(), traversal)
+    output, after = stack(graph, network, features, state, traversal)
     location, scale, *freedom = read_head(graph, network, output)
     offset = node("Mul", scaled.units, node("Cast", location, to=double))
     scale = node("Mul", node("Mul", scaled.units, node("Cast", scale, to=double)), scaled.known)

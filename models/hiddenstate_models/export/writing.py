@@ -16,7 +16,7 @@ from hiddenstate_models import bundle as layout
 from hiddenstate_models.bundle import Bundle, LabelSettings, TextSettings, ValueSettings, WordNetwork
 from hiddenstate_models.errors import BundleError
 from hiddenstate_models.export.card import card
-from hiddenstate_models.export.int8_loss import add_int8_step
+from hiddenstate_models.export.int8_loss import Probe, add_int8_step
 from hiddenstate_models.export.step import sequence_model, step_model
 
 DTYPES: dict[str, type[np.floating[Any]]] = {"float16": np.float16, "float32": np.float32}
@@ -50,22 +50,19 @@ def write_bundle(
     *,
     dtype: str = "float32",
     int8: bool = False,
-    probe: npt.NDArray[np.int64] | None = None,
+    probe: Probe | None = None,
 ) -> Bundle:
     """Writes models/NAME/VERSION and loads it, which checks it.
 
     The folder appears under its name only when it is complete. int8 adds a step in 8 bits, and what it costs
-    to the scores: measured on the tokens of `probe`, or on text that the model generates.
+    to the scores: measured on `probe`, or on text that the model generates.
 
     Raises:
-        BundleError: this version exists already, the contents do not fit each other, or int8 is asked of a
-            model of values or notes, whose products are too small to gain from it, or of residual connections,
-            whose sums have no bound.
+        BundleError: this version exists already, the contents do not fit each other, or int8 is asked of another
+            than a next-word model, whose products are too small to gain from it.
     """
     if int8 and contents.network["task"] != "next-word":
         raise BundleError("int8 is for next-word models; others are so small that it makes them no faster")
-    if int8 and contents.network.get("residual"):
-        raise BundleError("int8 is not for residual connections: what they add up has no bound to quantise it by")
     folder = models / contents.name / str(contents.version)
     if folder.exists():
         raise BundleError(f"{folder} exists; choose another version, or remove it first")
@@ -86,7 +83,7 @@ def _write_files(
     contents: BundleContents,
     dtype: str,
     int8: bool,
-    probe: npt.NDArray[np.int64] | None,
+    probe: Probe | None,
 ) -> None:
     weights = {name: np.ascontiguousarray(array, DTYPES[dtype]) for name, array in contents.weights.items()}
     save_file(weights, folder / layout.WEIGHTS_FILE)
@@ -117,7 +114,7 @@ def _write_files(
         if settings is not None:
             config[key] = settings.model_dump(mode="json")
     if int8 and isinstance(network, WordNetwork) and contents.text is not None:
-        config["scores"]["int8"] = add_int8_step(folder, network, contents.text, probe).to_dict()
+        config["scores"]["int8"] = add_int8_step(folder, network, contents.network, contents.text, probe).to_dict()
     (folder / layout.CARD_FILE).write_text(card(config, network), encoding="utf-8")
     config["files"] = {path.name: layout.file_facts(path).model_dump(mode="json") for path in sorted(folder.iterdir())}
     (folder / layout.CONFIG_FILE).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")

@@ -128,8 +128,9 @@ def _cuda_driver() -> bool:
 def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
     config = bundle.config
     if settings.precision == "int8" and not bundle.has_int8:
-        raise StartError(f"{bundle.folder} has no int8 step; serve it with --precision fp32 or export it again")
-    int8 = settings.precision == "int8"
+        raise StartError(f"{bundle.folder} has no int8 step; serve it with --precision auto, or export it again")
+    int8 = settings.precision == "int8" or (settings.precision == "auto" and bundle.prefers_int8)
+    precision = "int8" if int8 else "fp32"
     step = bundle.folder / (INT8_STEP_FILE if int8 else STEP_FILE)
     sequence_file = INT8_SEQUENCE_FILE if int8 else SEQUENCE_FILE
     sequence = bundle.folder / sequence_file if sequence_file in config.files else None
@@ -137,7 +138,7 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
     if isinstance(network, LabelNetwork):
         assert config.text is not None
         return OnnxLabels(
-            step, sequence, state_size=config.state_size, end_token=config.text.end_token, precision=settings.precision
+            step, sequence, state_size=config.state_size, end_token=config.text.end_token, precision=precision
         )
     if config.text is not None:
         return OnnxWords(
@@ -147,15 +148,13 @@ def _onnx_runtime(bundle: Bundle, settings: Settings) -> Runtime:
             state_size=config.state_size,
             top_k=min(settings.top_k, len(bundle.vocabulary)),
             end_token=config.text.end_token,
-            precision=settings.precision,
+            precision=precision,
         )
     if isinstance(network, NoteNetwork):
-        return OnnxNotes(
-            step, sequence, state_size=config.state_size, notes=network.notes, precision=settings.precision
-        )
+        return OnnxNotes(step, sequence, state_size=config.state_size, notes=network.notes, precision=precision)
     assert config.values is not None
     return OnnxValues(
-        step, sequence, state_size=config.state_size, columns=len(config.values.columns), precision=settings.precision
+        step, sequence, state_size=config.state_size, columns=len(config.values.columns), precision=precision
     )
 
 
