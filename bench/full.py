@@ -51,6 +51,7 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("bench", 7, "results", ("--seconds", "9")),
     Benchmark("bench.batching", 9, "batching"),
+    Benchmark("bench.words", 3, "words", prints=True),
     Benchmark("bench.sdk", 2, "sdk", prints=True),
     Benchmark("bench.start", 1, "start"),
     Benchmark("bench.rewind", 1, "rewind"),

@@ -126,7 +126,8 @@ def soaked(minutes: float, share: float, ended: int, advance: Callable[[str], No
                 seen[first.model].append(one)
                 seen[second.model].append(other)
                 faults = sum(interval.faults for its in seen.values() for interval in its)
-                advance(f"{(seconds - one.at) / 60:.1f} min left, {one.resident / 2**20:,.0f} MiB, {faults} errors")
+                left = max(0.0, seconds - one.at) / 60
+                advance(f"{left:.1f} min left, {one.resident / 2**20:,.0f} MiB, {faults} errors")
         return Soak(share, capacity, seen, on_disk(folder) - before)
 
 
