@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 import pytest
 from tests.models.test_reference import FIXED_NETWORKS, NOTE_NETWORKS, VALUE_NETWORKS, WORD_NETWORKS, session
@@ -47,12 +48,16 @@ def test_words(tmp_path: Path, network: dict[str, Any], dtype: str) -> None:
 
 
 def test_words_in_int8(tmp_path: Path) -> None:
+    """Cells' own operators round otherwise than steps, which shows where outputs are rounded to 8 bits."""
     bundle = random_bundle(tmp_path, "next-word", int8=True, hidden_sizes=[32, 32], embedding_size=32)
     tokens = np.random.default_rng(1).integers(0, len(bundle.vocabulary), sum(LENGTHS))
     state = np.zeros((1, bundle.config.state_size), np.float32)
     files = INT8_STEP_FILE, INT8_SEQUENCE_FILE
     step, sequence = (session(bundle, name) for name in files)
     check(step, sequence, {"tokens": tokens}, state, {"k": np.array([3])})
+    for name, there in ((SEQUENCE_FILE, True), (INT8_SEQUENCE_FILE, False)):
+        graph = onnx.load(bundle.folder / name, load_external_data=False).graph
+        assert ("LSTM" in {node.op_type for node in graph.node}) == there
 
 
 @pytest.mark.parametrize("network", [*VALUE_NETWORKS.values(), *FIXED_NETWORKS.values()])

@@ -84,14 +84,19 @@ def stack(
     state: list[tuple[Tensor, ...]],
     traversal: Traversal,
     name: str = "cells",
+    *,
+    as_steps: bool = False,
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-    """Takes all layers of a stack through x [n, input]: its outputs [n, output] and its state afterwards."""
+    """Takes all layers of a stack through x [n, input]: its outputs [n, output] and its state afterwards.
+
+    `as_steps`: a sequence is to round as its steps do, which the cells' own operators do not.
+    """
     cell = _CELLS[cells.cell]
     after = []
     for number, before in enumerate(state):
         layer = _Layer(graph, cells, f"{name}.layers.{number}.", cells.hidden_sizes[number])
         now: State
-        if traversal.is_sequence and cell.operator and layer.plain:
+        if traversal.is_sequence and cell.operator and layer.plain and not as_steps:
             output, now = _through(layer, cell, x, before)
         else:
             output, *inputs = cell.project(layer, x)

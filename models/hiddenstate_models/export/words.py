@@ -30,7 +30,8 @@ def word_graph(
     recurrent, kept, log_normalizer = graph.split("states", *sizes)
     state = split_state(graph, network, recurrent)
     embedded = Operand(graph.node("Gather", graph.weight("encoder.weight"), "tokens"))
-    output, after = stack(graph, network, embedded, state, traversal)
+    # What is rounded to 8 bits may fall to either side: a sequence that differs by 1e-7 would be seen to differ.
+    output, after = stack(graph, network, embedded, state, traversal, as_steps=screening is not None)
     log_normalizers = head.predict(output)
     predicted_from = traversal.before(graph, state[-1][0] if network.holds_output else kept, output)
     graph.output("surprises", head.surprises(predicted_from, traversal.before(graph, log_normalizer, log_normalizers)))
