@@ -56,7 +56,7 @@ redis: $(INSTALLED)
 	@deploy/get-redis.sh $(BIN)
 
 clean: ## Remove .venv, caches and everything built
-	rm -rf $(VENV) build dist bench/results bench/peers/.venvs runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist bench/results bench/peers/.venvs bench/fronts/.venvs runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call generate,FOLDER): the plugins must be on PATH; status.proto comes with googleapis-common-protos.

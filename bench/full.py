@@ -53,6 +53,8 @@ BENCHMARKS = (
     Benchmark("bench.batching", 9, "batching"),
     Benchmark("bench.words", 3, "words", prints=True),
     Benchmark("bench.sdk", 2, "sdk", prints=True),
+    Benchmark("bench.workers", 3, "workers", prints=True),
+    Benchmark("bench.fronts", 2, "fronts", prints=True),
     Benchmark("bench.start", 1, "start"),
     Benchmark("bench.rewind", 1, "rewind"),
     Benchmark("bench.reload", 1, "reload"),
