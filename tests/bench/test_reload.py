@@ -11,7 +11,7 @@ from tests.bench.test_scale import rows_of
 def test_a_version_is_loaded_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "VERSIONS", 1)
     monkeypatch.setattr(reload, "SESSIONS", 2)
-    monkeypatch.setattr(reload, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(reload, "QUIET_SECONDS", 1.0)
     reload.main(out=tmp_path)
     page = (tmp_path / "reload.md").read_text()
     assert "while 1\nversions" in page
