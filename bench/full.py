@@ -51,6 +51,7 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("bench", 7, "results", ("--seconds", "9")),
     Benchmark("bench.batching", 9, "batching"),
+    Benchmark("bench.values", 1, "values", prints=True),
     Benchmark("bench.words", 3, "words", prints=True),
     Benchmark("bench.sdk", 2, "sdk", prints=True),
     Benchmark("bench.workers", 3, "workers", prints=True),
