@@ -64,16 +64,16 @@ def test_a_server_that_does_not_start_is_told_of(run: Comparison) -> None:
 
 
 def test_predictions_agree_but_for_words_of_equal_probability() -> None:
-    check([[RIGHT._replace(surprise=4.00005)]], [[RIGHT]])
+    check([[RIGHT._replace(surprise=4.04)]], [[RIGHT]])
     check([[Prediction(4.0, (7, 3, 8), (0.5, 0.2, 0.1))]], [[RIGHT]])
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        RIGHT._replace(surprise=4.001),
+        RIGHT._replace(surprise=4.06),
         RIGHT._replace(surprise=math.nan),
-        RIGHT._replace(top_probabilities=(0.5, 0.2, 0.101)),
+        RIGHT._replace(top_probabilities=(0.5, 0.2, 0.16)),
         RIGHT._replace(top_tokens=(7, 8, 9)),
         Prediction(4.0, (7, 3), (0.5, 0.2)),
     ],
