@@ -17,7 +17,8 @@ def test_more_sessions_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monkey
     found = [row for row in rows_of(tmp_path / "sizes.md") if row[0] == "all in the arena"]
     assert [row[1] for row in found] == ["30", "200"]
     for row in found:
-        assert all(number(cell) > 0 for cell in row[2:4] + row[5:11])
+        # Not the bytes and the CPU of opening so few: they may be less than a page and a tick.
+        assert all(number(cell) > 0 for cell in row[2:4] + row[5:6] + row[7:11])
     assert (tmp_path / "sizes.png").read_bytes().startswith(PNG)
 
 
