@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from hiddenstate_models.bundle import STEP_FILE, Bundle
+from hiddenstate_models.bundle import INT8_STEP_FILE, STEP_FILE, Bundle
 
 TOLERANCE = 1e-5
 TOP_K = 5
@@ -35,14 +35,13 @@ class Life:
 
 
 class LoneModel:
-    """A bundle's ONNX step, one session at a time."""
+    """The ONNX step of a bundle that a server chooses by itself, one session at a time."""
 
     def __init__(self, bundle: Bundle) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._step = onnxruntime.InferenceSession(
-            str(bundle.folder / STEP_FILE), options, providers=["CPUExecutionProvider"]
-        )
+        step = bundle.folder / (INT8_STEP_FILE if bundle.prefers_int8 else STEP_FILE)
+        self._step = onnxruntime.InferenceSession(str(step), options, providers=["CPUExecutionProvider"])
         self._state = np.zeros((1, bundle.config.state_size), np.float32)
         self.task = bundle.config.task
         self.vocabulary = len(bundle.vocabulary) if self.task == "next-word" else 0
