@@ -53,6 +53,23 @@ async def test_back_to_the_beginning(wire: Wire, loaded: list[LoadedModel]) -> N
     assert_same(wire.observed[3].columns, alone(loaded, "next-word", [9])[1])
 
 
+async def test_nothing_from_before_the_beginning_comes_back(wire: Wire, loaded: list[LoadedModel]) -> None:
+    """States of a session that goes back often are kept; those of what was taken back are not gone back to."""
+    old, new = [1, 3, 4, 5, 6, 7, 8, 9], [19, 18, 17, 16, 15, 14, 13]
+    await wire.send(words([0] * 2, [1, 2]), rewind([0], [1]))
+    await wire.until(lambda wire: wire.rewound)
+    for count, token in enumerate(old[1:], 3):
+        await wire.send(words([0], [token]))
+        await wire.answered(count)
+    await wire.send(rewind([0], [0]))
+    for count, token in enumerate(new, 10):
+        await wire.send(words([0], [token]))
+        await wire.answered(count)
+    await wire.send(rewind([0], [6]))
+    await wire.until(lambda wire: len(wire.rewound) == 3)
+    assert_same(wire.rewound[2].columns, alone(loaded, "next-word", new[:6])[6])
+
+
 async def test_values_with_missing_ones(serving: Serving, loaded: list[LoadedModel]) -> None:
     wire = serving.wire()
     await wire.open([3], "weather")

@@ -172,6 +172,7 @@ class History:
         self._states[row, at > step] = 0
         at[at > step] = 0
         self._newest[row] = at.max(initial=0)
+        self._recent_states.forget_after(row, step)
 
     # rows
 

@@ -66,10 +66,17 @@ class RecentStates:
         if place == _NONE:
             self._give_place(row)
             return None
+        self.forget_after(row, step - 1)
         at = self._at[place]
-        at[at >= step] = 0
         newest = int(at.argmax())
         return Start(int(at[newest]), self._states[place, newest]) if at[newest] else None
+
+    def forget_after(self, row: int, step: int) -> None:
+        """Drops the states that the row was in at later steps."""
+        place = int(self._place[row])
+        if place != _NONE:
+            at = self._at[place]
+            at[at > step] = 0
 
     def clear(self, rows: RowArray) -> None:
         """Takes the places of rows away."""
