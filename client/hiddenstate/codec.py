@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -239,7 +240,7 @@ class _Series:
 
     def plain(self, value: object) -> float | None:
         """A number that is all of an observation; None where it takes `one`."""
-        if self._width == 1 and isinstance(value, float | int) and not math.isinf(value):
+        if self._width == 1 and isinstance(value, float | int) and not abs(value) > sys.float_info.max:
             return float(value)
         return None
 
@@ -437,7 +438,7 @@ def _floats(values: ArrayLike | object) -> NDArray[np.float64]:
         raise InvalidInput("this model takes numbers, not text")
     try:
         return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"this model takes numbers (None or NaN where missing): {error}") from error
 
 
