@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -160,6 +161,16 @@ async def test_frame_of_ten_megabytes_ends_its_stream_only(serving: Serving, wir
     await wire.call.write(observe(handles=u4([1]), values=b"\0" * 10_000_000))
     assert await wire.end() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await serving.settled(lambda host: len(host.streams) == 1)
+
+
+async def test_bytes_that_are_no_frame_end_their_stream_only(serving: Serving, wire: Wire) -> None:
+    call: Any = serving.channel.stream_stream("/hiddenstate.v1.HiddenStateService/Stream")()
+    await call.write(b"GET / HTTP/1.1\xff\xff")
+    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no StreamRequest" in await call.details()
+    await serving.settled(lambda host: len(host.streams) == 2)
+    await wire.send(words([0], [3], [1]))
+    await wire.until(lambda wire: wire.observed)
 
 
 async def test_disconnect_in_the_middle_of_a_frame(serving: Serving, wire: Wire) -> None:

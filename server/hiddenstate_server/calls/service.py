@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from hiddenstate_models.bundle import Task
 from hiddenstate_proto import hiddenstate_pb2 as pb
@@ -36,6 +37,16 @@ _TASKS: dict[Task, pb.Task.ValueType] = {
     "forecasting": pb.TASK_FORECASTING,
 }
 _SERVICE = pb.DESCRIPTOR.services_by_name["HiddenStateService"]
+
+
+def _frame(data: bytes) -> pb.StreamRequest:
+    """The frame, or FrameInvalid, which ends the stream: what follows bytes that are none means nothing either."""
+    try:
+        return pb.StreamRequest.FromString(data)
+    except DecodeError as error:
+        raise errors.FrameInvalid(
+            "a message on the stream is no StreamRequest; is the client of this service?"
+        ) from error
 
 
 class HiddenStateService(SessionCalls):
@@ -79,7 +90,7 @@ class HiddenStateService(SessionCalls):
         try:
             while not isinstance(data := await context.read(), type(grpc.aio.EOF)):
                 if not self._host.receive_single(stream, data):
-                    await self._receive(stream, pb.StreamRequest.FromString(data))
+                    await self._receive(stream, _frame(data))
                 self._wake_engine()
                 if stream.crowded:
                     await stream.readable()
